@@ -1,0 +1,173 @@
+"""What every loss asks of its arguments, and the one line a user reads when it is not met.
+
+All checks look at shapes, dtypes and host values alone: they cost nothing in a compiled program, and no traceback
+starts inside JAX.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+__all__ = ["NONNEGATIVE", "OPEN_UNIT", "POSITIVE", "Domain", "ShapeError"]
+
+Shape = tuple[int, ...]
+
+
+class ShapeError(AssertionError, ValueError):
+    """Two shapes that must agree do not; the message names both and the likely repair."""
+
+
+class Domain(NamedTuple):
+    """The values a setting may take: how to say it, how to test it, and one value inside."""
+
+    words: str
+    holds: Callable[[np.ndarray], np.ndarray]
+    inside: float
+
+
+POSITIVE = Domain("positive and finite", lambda value: (value > 0) & (value < np.inf), 1.0)
+NONNEGATIVE = Domain("finite and at least 0", lambda value: (value >= 0) & (value < np.inf), 1.0)
+OPEN_UNIT = Domain("strictly between 0 and 1", lambda value: (value > 0) & (value < 1), 0.5)
+
+
+def is_host_value(value: Any) -> bool:
+    """Whether reading the value costs nothing: a Python or NumPy number, not a traced or device array."""
+    return not isinstance(value, jax.Array)
+
+
+def to_dtype(value: Any, dtype: Any) -> Any:
+    """The value in the computing type; host values are cast on the host, where int64 and float64 are still whole."""
+    return np.asarray(value, dtype) if is_host_value(value) else value.astype(dtype)
+
+
+def computing_dtype(name: str, pred: Any) -> Any:
+    """The float type of the prediction, at least float32."""
+    for leaf in jax.tree.leaves(pred):
+        dtype = jnp.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(
+                f"{name}: pred has dtype {dtype}; a prediction is a real floating-point array: "
+                "pass pred.astype(jnp.float32)"
+            )
+    dtype = jnp.result_type(*jax.tree.leaves(pred)) if jax.tree.leaves(pred) else jnp.dtype("float32")
+    return dtype if dtype.itemsize >= 4 else jnp.dtype("float32")
+
+
+def loss_shape(name: str, pred: Any, target: Any, event_ndim: int) -> Shape:
+    """The shape of the elementwise losses, after checking that pred and target have the same shape."""
+    target_dtype, target_shape = jnp.result_type(target), jnp.shape(target)
+    if jnp.issubdtype(target_dtype, jnp.complexfloating):
+        raise TypeError(f"{name}: target has dtype {target_dtype}; targets are real: pass its .real and .imag apart")
+    for path, leaf in jax.tree_util.tree_leaves_with_path(pred):
+        require_same_shape(name, "pred" + jax.tree_util.keystr(path), jnp.shape(leaf), "target", target_shape)
+    if len(target_shape) < event_ndim:
+        raise ShapeError(
+            f"{name}: target has shape {target_shape}, but this loss compares arrays of rank {event_ndim} or more"
+        )
+    return target_shape[: len(target_shape) - event_ndim]
+
+
+def require_same_shape(name: str, left: str, left_shape: Shape, right: str, right_shape: Shape) -> None:
+    """Raise `ShapeError` unless the shapes are equal; holds after `chex.disable_asserts()` too."""
+    try:
+        chex.assert_equal_shape([jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (left_shape, right_shape)])
+        agree = left_shape == right_shape
+    except AssertionError:
+        agree = False
+    if not agree:
+        raise ShapeError(
+            f"{name}: {left} has shape {left_shape} and {right} has shape {right_shape}; they must be equal, "
+            f"nothing is broadcast: {_repair(left, left_shape, right, right_shape)}"
+        )
+
+
+def _repair(left: str, left_shape: Shape, right: str, right_shape: Shape) -> str:
+    if left_shape == (*right_shape, 1):
+        return (
+            f"add `[..., None]` to {right} or `.squeeze(-1)` to {left}"
+            if len(right_shape) != 1
+            else (f"add `[:, None]` to {right} or `.squeeze(-1)` to {left}")
+        )
+    if right_shape == (*left_shape, 1):
+        return _repair(right, right_shape, left, left_shape)
+    if left_shape == right_shape[::-1]:
+        return f"transpose one of them, e.g. `{right}.T`"
+    if np.prod(left_shape) == np.prod(right_shape):
+        return f"e.g. `{right}.reshape({left}.shape)`"
+    if () in (left_shape, right_shape):
+        scalar, full = (right, left) if right_shape == () else (left, right)
+        return f"to compare against one number, pass `jnp.full_like({full}, {scalar})`"
+    return f"select or reshape so that both hold one entry per {right} value"
+
+
+def require_broadcastable(name: str, what: str, value: Any, shape: Shape, *, vector: bool = False) -> None:
+    """Raise `ShapeError` unless value is a scalar, or has rank len(shape) with each axis equal or 1.
+
+    With `vector`, a vector along the last axis is accepted as well.
+    """
+    own = jnp.shape(value)
+    if own == () or (len(own) == len(shape) and _fits(own, shape)):
+        return
+    if vector and len(own) == 1 and shape and _fits(own, shape[-1:]):
+        return
+    if own and own == shape[: len(own)]:
+        index = ", ".join([":"] * len(own) + ["None"] * (len(shape) - len(own)))
+        repair = f"pass `{what}[{index}]`"
+    elif own and len(own) < len(shape) and own == shape[len(shape) - len(own) :]:
+        index = ", ".join(["None"] * (len(shape) - len(own)) + [":"] * len(own))
+        repair = f"pass `{what}[{index}]`"
+    else:
+        repair = f"pass a scalar or an array of rank {len(shape)} with each axis equal to the target's or 1"
+    raise ShapeError(f"{name}: {what} has shape {own}, which does not fit losses of shape {shape}: {repair}")
+
+
+def _fits(own: Shape, shape: Shape) -> bool:
+    return all(size in (1, full) for size, full in zip(own, shape, strict=True))
+
+
+def prepare(name: str, pred: Any, target: Any, weights: Any, where: Any, event_ndim: int = 0) -> tuple[Any, Any, Shape]:
+    """Check what losses and metrics share; tell target and weights in the computing type, and the shape."""
+    dtype = computing_dtype(name, pred)
+    shape = loss_shape(name, pred, target, event_ndim)
+    if weights is not None:
+        weights = to_dtype(weights, dtype)
+        require_broadcastable(name, "weights", weights, shape)
+    if where is not None:
+        check_where(name, where)
+        require_broadcastable(name, "where", where, shape)
+    return to_dtype(target, dtype), weights, shape
+
+
+def check_where(name: str, where: Any) -> None:
+    """Raise `TypeError` unless the mask is boolean: a 0/1 mask is a weight, and means something else."""
+    dtype = jnp.result_type(where)
+    if dtype != jnp.bool_:
+        raise TypeError(f"{name}: where has dtype {dtype}; a mask is boolean: pass where=(mask != 0)")
+
+
+def check_settings(
+    name: str, settings: Mapping[str, Any], known: Mapping[str, Any], domain: Mapping[str, Domain]
+) -> None:
+    """Raise for a setting the loss does not have, and for a host value outside the setting's domain.
+
+    Traced and device values are not read: that would block.
+    """
+    for setting, value in settings.items():
+        if setting not in known:
+            has = f"its settings are {', '.join(known)}" if known else "it has no settings"
+            raise TypeError(f"{name}: unknown setting {setting!r}; {has}")
+        if not is_host_value(value):
+            continue
+        try:
+            numbers = np.asarray(value, np.float64)
+        except (TypeError, ValueError):
+            raise TypeError(f"{name}: {setting} must be a number or an array, got {value!r}") from None
+        allowed = domain.get(setting)
+        if allowed is not None and not np.all(allowed.holds(numbers)):
+            raise ValueError(f"{name}: {setting} must be {allowed.words}, got {value!r}")

@@ -1,0 +1,340 @@
+"""From a function of one prediction and one target to a loss on arrays.
+
+`pointwise` lifts a scalar function by nested `vmap` and gives it the call shape of `Loss`; `slope`, `curvature` and
+`irls_weight` are its derivatives, lifted the same way.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, overload
+
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
+
+from jaxloss.contract import (
+    Domain,
+    check_settings,
+    prepare,
+    require_broadcastable,
+    to_dtype,
+)
+from jaxloss.reduce import Axis, check_reduction, hide, loss_name, reduce_losses, unbound
+
+__all__ = ["Loss", "Traits", "check_loss", "curvature", "irls_weight", "pointwise", "slope", "traits"]
+
+
+class Loss(Protocol):
+    """How every loss is called; a loss is a plain function, and anything called this way will do."""
+
+    def __call__(  # noqa: D102
+        self,
+        pred: Any,
+        target: Any,
+        *,
+        weights: Any = None,
+        where: Any = None,
+        axis: Axis = None,
+        reduction: str = "mean",
+        **settings: Any,
+    ) -> jax.Array: ...
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What is known of a loss, for solvers, diagnostics and tables.
+
+    residual: whether pred and target enter only as pred − target.
+    convex, symmetric: as functions of the prediction; symmetric in the sign of the residual.
+    bounded_influence: whether the slope stays bounded as the residual grows.
+    estimates: what the minimising constant is a sample's …: "mean", "median", "quantile(level)", …
+    """
+
+    residual: bool = False
+    convex: bool = False
+    symmetric: bool = False
+    bounded_influence: bool = False
+    estimates: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class _Lifted:
+    """What a loss made by `pointwise` carries: its declarations, and its compiled maps of (pred, target, settings)."""
+
+    name: str
+    event_ndim: int
+    defaults: Mapping[str, Any]
+    domain: Mapping[str, Domain]
+    traits: Traits
+    maps: Mapping[str, Callable]
+
+
+@overload
+def pointwise(function: Callable[..., Any], /) -> Loss: ...
+@overload
+def pointwise(
+    *,
+    slope: Callable[..., Any] | None = None,
+    curvature: Callable[..., Any] | None = None,
+    event_ndim: int = 0,
+    domain: Mapping[str, Domain] | None = None,
+    traits: Traits | None = None,
+) -> Callable[[Callable[..., Any]], Loss]: ...
+def pointwise(
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    slope: Callable[..., Any] | None = None,
+    curvature: Callable[..., Any] | None = None,
+    event_ndim: int = 0,
+    domain: Mapping[str, Domain] | None = None,
+    traits: Traits | None = None,
+) -> Any:
+    """Lift `function(pred, target, *, settings)`, written for one prediction and one target, to a `Loss` on arrays.
+
+    slope, curvature: closed forms of the first and second derivative in `pred`, with the same arguments, for where
+        automatic differentiation of `function` is inaccurate or slow. Forward, reverse and second order use them.
+        Derivatives in target and settings stay automatic.
+    event_ndim: 1 for a function of two vectors: then pred and target have one more axis than the losses, and
+        weights, masks, settings and reductions refer to the axes of the losses.
+    domain: the values each setting may take; a host value outside raises `ValueError`.
+    traits: what is known of the loss.
+
+    >>> import jax.numpy as jnp
+    >>> from jaxloss import pointwise, slope
+    >>> @pointwise
+    ... def quartic(pred, target, *, scale=1.0):
+    ...     return ((pred - target) / scale) ** 4
+    >>> float(quartic(jnp.array([1.0, 3.0]), jnp.array([1.0, 1.0]), scale=2.0))
+    0.5
+    >>> slope(quartic)(jnp.array([1.0, 3.0]), jnp.array([1.0, 1.0])).tolist()
+    [0.0, 32.0]
+    """
+    if function is None:
+        return functools.partial(_lift, slope, curvature, event_ndim, domain or {}, traits or Traits())
+    return _lift(slope, curvature, event_ndim, domain or {}, traits or Traits(), function)
+
+
+def _lift(
+    slope: Callable | None,
+    curvature: Callable | None,
+    event_ndim: int,
+    domain: Mapping[str, Domain],
+    traits: Traits,
+    function: Callable,
+) -> Loss:
+    name, signature = function.__name__, inspect.signature(function)
+    parameters = list(signature.parameters.values())
+    if [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY] != ["pred", "target"]:
+        raise TypeError(f"{name}: a pointwise loss takes (pred, target, *, settings), got {signature}")
+    defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    value, first, second = _derivatives(function, slope, curvature, traits.residual)
+    maps = {"slope": first, "curvature": second, "irls_weight": _irls_weight(first, second)}
+    maps = {kind: jax.jit(_elementwise(scalar, event_ndim, domain)) for kind, scalar in maps.items()}
+    lifted = _Lifted(name, event_ndim, defaults, domain, traits, maps)
+    losses = _elementwise(value, event_ndim, domain)
+
+    @functools.partial(jax.jit, static_argnames=("axes", "reduction"))
+    def compiled(pred, target, settings, weights, where, *, axes, reduction):
+        return reduce_losses(losses(pred, target, settings, where), weights, where, axes, reduction)
+
+    @functools.wraps(function)
+    def loss(pred, target, *, weights=None, where=None, axis=None, reduction="mean", **settings):
+        target, weights, shape = prepare(name, pred, target, weights, where, event_ndim)
+        settings = _prepare_settings(lifted, settings, shape, target.dtype)
+        axes = check_reduction(name, reduction, axis, len(shape))
+        return compiled(pred, target, settings, weights, where, axes=axes, reduction=reduction)
+
+    shared = inspect.signature(loss, follow_wrapped=False).parameters.values()
+    parameters += [p for p in shared if p.kind is p.KEYWORD_ONLY]
+    loss.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    loss.event_ndim = event_ndim  # type: ignore[attr-defined]
+    loss.lifted = lifted  # type: ignore[attr-defined]
+    return loss
+
+
+def _prepare_settings(lifted: _Lifted, settings: dict[str, Any], shape: tuple[int, ...], dtype: Any) -> dict[str, Any]:
+    """The defaults under the given settings, checked and in the computing type."""
+    check_settings(lifted.name, settings, lifted.defaults, lifted.domain)
+    settings = {**lifted.defaults, **settings}
+    for setting, value in settings.items():
+        if value is inspect.Parameter.empty:
+            raise TypeError(f"{lifted.name}: needs the setting {setting!r}: pass {setting}=…")
+        settings[setting] = to_dtype(value, dtype)
+        require_broadcastable(lifted.name, setting, settings[setting], shape, vector=True)
+    return settings
+
+
+def _elementwise(function: Callable, event_ndim: int, domain: Mapping[str, Domain]) -> Callable:
+    """Map the scalar function over every axis of the losses; inputs are cast and masked before it sees them."""
+
+    def losses(pred, target, settings, where=None):
+        pred = jax.tree.map(lambda leaf: jnp.asarray(leaf).astype(target.dtype), pred)
+        shape = target.shape[: target.ndim - event_ndim]
+        if where is not None:
+            pred, target = jax.tree.map(lambda leaf: hide(leaf, where, 1.0), (pred, target))
+        axes: dict[str, list[int | None]] = {}
+        aligned = {}
+        for name, value in settings.items():
+            if value.ndim:
+                value = value.reshape((1,) * (len(shape) - value.ndim) + value.shape)
+                if where is not None:
+                    inside = domain[name].inside if name in domain else 1.0
+                    value = hide(jnp.broadcast_to(value, shape), where, inside)
+            axes[name] = [0 if value.ndim and value.shape[axis] != 1 else None for axis in range(len(shape))]
+            aligned[name] = value.reshape([size for size in value.shape if size != 1])
+        mapped = function
+        for axis in reversed(range(len(shape))):
+            mapped = jax.vmap(mapped, (0, 0, {name: own[axis] for name, own in axes.items()}))
+        return mapped(pred, target, aligned)
+
+    return losses
+
+
+def _derivatives(
+    function: Callable, slope: Callable | None, curvature: Callable | None, residual: bool
+) -> tuple[Callable, Callable, Callable]:
+    """Value, slope and curvature as functions of (pred, target, settings), each wired to the next if given."""
+
+    def plain(closed_form: Callable) -> Callable:
+        return lambda pred, target, settings: closed_form(pred, target, **settings)
+
+    def second(pred, target, settings):
+        return jax.jvp(lambda p: first(p, target, settings), (pred,), (jnp.ones_like(pred),))[1]
+
+    if slope is None:
+        value = plain(function)
+        first = jax.grad(value)
+    else:
+        first = plain(slope)
+        if curvature is not None:
+            first = _with_derivative(first, plain(curvature), residual)
+        value = _with_derivative(plain(function), first, residual)
+    return value, first, second
+
+
+def _with_derivative(function: Callable, derivative: Callable, residual: bool) -> Callable:
+    """The function with its derivative in pred given; those in target and settings are automatic.
+
+    A function of pred − target has minus the given derivative in target. Only what is differentiated is computed: a
+    zero tangent times an infinite derivative would be NaN.
+    """
+    wired = jax.custom_jvp(function)
+
+    def jvp(primals, tangents):
+        pred, target, settings = primals
+        pred_dot, target_dot, settings_dot = tangents
+        terms = []
+        if residual and not isinstance(target_dot, SymbolicZero):
+            terms.append(-derivative(*primals) * target_dot)
+        live = {name: dot for name, dot in settings_dot.items() if not isinstance(dot, SymbolicZero)}
+        if not residual and not isinstance(target_dot, SymbolicZero):
+            terms.append(jax.jvp(lambda t: function(pred, t, settings), (target,), (target_dot,))[1])
+        if live:
+            primal = {name: settings[name] for name in live}
+            terms.append(jax.jvp(lambda some: function(pred, target, {**settings, **some}), (primal,), (live,))[1])
+        slopes = jax.tree.leaves(derivative(*primals))
+        dots = jax.tree.leaves(pred_dot, is_leaf=lambda dot: isinstance(dot, SymbolicZero))
+        terms += [jnp.sum(s * dot) for s, dot in zip(slopes, dots, strict=True) if not isinstance(dot, SymbolicZero)]
+        return wired(*primals), sum(terms)
+
+    wired.defjvp(jvp, symbolic_zeros=True)
+    return wired
+
+
+def _irls_weight(first: Callable, second: Callable) -> Callable:
+    def weight(pred, target, settings):
+        residual = pred - target
+        at_zero = residual == 0
+        # A slope that still jumps between the two smallest numbers has a kink at 0; a smooth one is about 1e-38 there.
+        tiny, zero = jnp.finfo(pred.dtype).tiny, jnp.zeros_like(target)
+        jump = first(zero + tiny, zero, settings) - first(zero - tiny, zero, settings)
+        limit = jnp.where(jump > 2.0**-64, jnp.inf, second(pred, target, settings))
+        return jnp.where(at_zero, limit, first(pred, target, settings) / jnp.where(at_zero, 1, residual))
+
+    return weight
+
+
+def slope(loss: Loss) -> Callable[..., Any]:
+    """The derivative of the loss in the prediction, elementwise: a function of `(pred, target, **settings)`.
+
+    At a kink it is the subgradient of least magnitude. For a distribution it is a pytree like the prediction.
+
+    >>> from jaxloss import mae, slope
+    >>> slope(mae)(jnp.array([2.0, 0.0, -3.0]), jnp.zeros(3)).tolist()
+    [1.0, 0.0, -1.0]
+    """
+    return _lift_derivative(loss, "slope")
+
+
+def curvature(loss: Loss) -> Callable[..., jax.Array]:
+    """The second derivative of the loss in the prediction, elementwise: a function of `(pred, target, **settings)`.
+
+    Where the slope has a corner it is the curvature on the side of the smaller |residual|; at 0, the smaller of both.
+
+    >>> from jaxloss import curvature, huber
+    >>> curvature(huber)(jnp.array([0.5, 1.0, 2.0]), jnp.zeros(3), delta=1.0).tolist()
+    [1.0, 1.0, 0.0]
+    """
+    return _lift_derivative(loss, "curvature")
+
+
+def irls_weight(loss: Loss) -> Callable[..., jax.Array]:
+    """slope / (pred − target), elementwise: the weight under which weighted least squares has the loss's gradient.
+
+    At a zero residual it is the limit, which is the curvature, and inf at a kink there. Losses of the residual only.
+
+    >>> from jaxloss import huber, irls_weight
+    >>> irls_weight(huber)(jnp.array([0.0, 0.5, 4.0]), jnp.zeros(3), delta=1.0).tolist()
+    [1.0, 1.0, 0.25]
+    """
+    return _lift_derivative(loss, "irls_weight")
+
+
+def _lift_derivative(loss: Loss, kind: str) -> Callable[..., Any]:
+    lifted, bound = _lifted_of(loss, kind)
+    name = f"{kind}({lifted.name})"
+    if kind == "irls_weight" and not lifted.traits.residual:
+        raise TypeError(f"{name}: only for losses of pred − target; declare it with traits=Traits(residual=True)")
+    if kind != "slope" and lifted.event_ndim:
+        raise TypeError(f"{name}: only for losses of one number, and this one compares vectors")
+    compiled = lifted.maps[kind]
+
+    def derivative(pred: Any, target: Any, **settings: Any) -> Any:
+        target, _, shape = prepare(name, pred, target, None, None, lifted.event_ndim)
+        return compiled(pred, target, _prepare_settings(lifted, {**bound, **settings}, shape, target.dtype))
+
+    derivative.__name__ = derivative.__qualname__ = name
+    derivative.__doc__ = f"The {kind} of {lifted.name}, elementwise."
+    return derivative
+
+
+def traits(loss: Loss) -> Traits:
+    """What is known of the loss; see `Traits`.
+
+    >>> from jaxloss import huber, traits
+    >>> traits(huber).convex, traits(huber).bounded_influence
+    (True, True)
+    """
+    return _lifted_of(loss, "traits")[0].traits
+
+
+def check_loss(loss: Any) -> None:
+    """Raise for a bad setting bound with `Partial`, before it is traced and can no longer be read."""
+    function, settings = unbound(loss)
+    if not callable(function):
+        raise TypeError(f"a loss is a function of (pred, target), got {function!r}")
+    lifted = getattr(function, "lifted", None)
+    if lifted is not None:
+        check_settings(lifted.name, settings, lifted.defaults, lifted.domain)
+
+
+def _lifted_of(loss: Any, wanted: str) -> tuple[_Lifted, dict[str, Any]]:
+    function, settings = unbound(loss)
+    if not hasattr(function, "lifted"):
+        raise TypeError(f"{wanted}({loss_name(loss)}): only for losses made by jaxloss.pointwise")
+    return function.lifted, settings

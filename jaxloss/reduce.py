@@ -1,0 +1,155 @@
+"""Masks, weights and reductions: from elementwise losses to a number.
+
+Every reduction is a pair (total, weight), so that partial results add exactly over shards and micro-batches; dividing
+comes last.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+__all__ = ["LossSum", "loss_sum"]
+
+REDUCTIONS = ("mean", "weighted_mean", "sum", "none")
+
+Axis = int | Sequence[int] | None
+
+
+class LossSum(NamedTuple):
+    """A total and the weight to divide it by; two of them add.
+
+    `total` is Σwℓ. `weight` is N, the number of unmasked elements, for reduction "mean", and Σw for "weighted_mean".
+    """
+
+    total: jax.Array
+    weight: jax.Array
+
+    def __add__(self, other: LossSum) -> LossSum:  # type: ignore[override]
+        if not isinstance(other, LossSum):
+            return NotImplemented
+        return LossSum(self.total + other.total, self.weight + other.weight)
+
+    def __radd__(self, other: Any) -> LossSum:
+        """So that `sum(parts)`, which starts at 0, works."""
+        return self if isinstance(other, int) and other == 0 else NotImplemented
+
+    @property
+    def mean(self) -> jax.Array:
+        """total / weight; 0 over nothing."""
+        return divide(self.total, self.weight)
+
+
+def divide(total: jax.Array, weight: jax.Array) -> jax.Array:
+    """total / weight, and total (which is then 0) where weight is 0."""
+    return total / jnp.where(weight == 0, jnp.ones_like(weight), weight)
+
+
+def hide(value: Any, where: Any, safe: float) -> Any:
+    """The array with `safe` in place of every masked entry; trailing axes the mask lacks are masked as a whole."""
+    where = jnp.asarray(where)
+    if where.ndim:
+        where = where.reshape(where.shape + (1,) * (jnp.ndim(value) - where.ndim))
+    return jnp.where(where, value, jnp.asarray(safe, value.dtype))
+
+
+def check_reduction(name: str, reduction: Any, axis: Any, ndim: int) -> tuple[int, ...]:
+    """The axes to reduce over, as sorted non-negative numbers; raises `ValueError` for a bad reduction or axis."""
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"{name}: unknown reduction {reduction!r}; one of {', '.join(map(repr, REDUCTIONS))}")
+    if axis is None:
+        return tuple(range(ndim))
+    if reduction == "none":
+        raise ValueError(f"{name}: axis={axis!r} has no meaning with reduction='none'; leave one of them out")
+    axes = tuple(axis) if isinstance(axis, Sequence) else (axis,)
+    if not all(isinstance(number, int) and -ndim <= number < ndim for number in axes):
+        raise ValueError(f"{name}: axis={axis!r} is out of range for losses of rank {ndim}")
+    positive = tuple(sorted(number % ndim for number in axes))
+    if len(set(positive)) < len(positive):
+        raise ValueError(f"{name}: axis={axis!r} names an axis twice")
+    return positive
+
+
+def reduce_losses(losses: jax.Array, weights: Any, where: Any, axes: tuple[int, ...], reduction: str) -> jax.Array:
+    """Σwℓ/N, Σwℓ/Σw, Σwℓ over the axes, or wℓ; masked elements count for nothing."""
+    if where is not None:
+        losses = hide(losses, where, 0.0)
+    if weights is not None:
+        losses = losses * (weights if where is None else _hidden_weights(weights, where, losses))
+    if reduction == "none":
+        return losses
+    total = losses.sum(axes)
+    if reduction == "sum":
+        return total
+    return divide(total, total_weight(losses.shape, losses.dtype, weights, where, axes, reduction))
+
+
+def _hidden_weights(weights: Any, where: Any, like: jax.Array) -> jax.Array:
+    return hide(jnp.broadcast_to(weights, like.shape), where, 0.0)
+
+
+def total_weight(
+    shape: tuple[int, ...], dtype: Any, weights: Any, where: Any, axes: tuple[int, ...], reduction: str
+) -> jax.Array:
+    """What the total is divided by: N, or Σw for "weighted_mean" with weights.
+
+    N is counted in integers: a float32 count would stop at 2²⁴.
+    """
+    reduced = math.prod(shape[axis] for axis in axes)
+    kept = tuple(size for axis, size in enumerate(shape) if axis not in axes)
+    if reduction == "weighted_mean" and weights is not None:
+        weights = jnp.broadcast_to(weights, shape).astype(dtype)
+        return (weights if where is None else hide(weights, where, 0.0)).sum(axes)
+    if where is None:
+        return jnp.full(kept, reduced, dtype)
+    return jnp.broadcast_to(where, shape).sum(axes, dtype=jnp.int32).astype(dtype)
+
+
+def loss_sum(
+    loss: Any,
+    pred: Any,
+    target: Any,
+    *,
+    weights: Any = None,
+    where: Any = None,
+    axis: Axis = None,
+    reduction: str = "mean",
+    **settings: Any,
+) -> LossSum:
+    """The loss as `LossSum(total, weight)`: total Σwℓ, weight N for reduction "mean" or Σw for "weighted_mean".
+
+    `loss(pred, target, …)` is `loss_sum(loss, pred, target, …).mean`. Differentiate the total and divide once, after
+    all parts are added: the result is then exact under padding, masks, micro-batches and meshes.
+
+    >>> import jax.numpy as jnp
+    >>> from jaxloss import loss_sum, mse
+    >>> parts = [(jnp.array([1.0, 2.0]), jnp.zeros(2)), (jnp.array([3.0]), jnp.zeros(1))]
+    >>> float(sum(loss_sum(mse, pred, target) for pred, target in parts).mean)
+    4.666666507720947
+    """
+    name = loss_name(loss)
+    if reduction not in ("mean", "weighted_mean"):
+        raise ValueError(f"loss_sum({name}): reduction must be 'mean' or 'weighted_mean', got {reduction!r}")
+    total = loss(pred, target, weights=weights, where=where, axis=axis, reduction="sum", **settings)
+    shape = jnp.shape(target)
+    shape = shape[: len(shape) - getattr(unbound(loss)[0], "event_ndim", 0)]
+    axes = check_reduction(name, reduction, axis, len(shape))
+    return LossSum(total, total_weight(shape, total.dtype, weights, where, axes, reduction))
+
+
+def unbound(loss: Any) -> tuple[Any, dict[str, Any]]:
+    """The loss under any `functools.partial` or `jax.tree_util.Partial`, and the settings they bind."""
+    settings: dict[str, Any] = {}
+    while isinstance(loss, functools.partial):
+        settings = {**loss.keywords, **settings}
+        loss = loss.func
+    return loss, settings
+
+
+def loss_name(loss: Any) -> str:
+    return getattr(unbound(loss)[0], "__name__", repr(loss))

@@ -1,0 +1,82 @@
+"""Standard units: features and targets with mean 0 and standard deviation 1, and the way back."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxloss.contract import ShapeError
+
+__all__ = ["Standardizer"]
+
+
+class Standardizer(NamedTuple):
+    """Per-column mean and standard deviation (of the population: ddof 0) along the first axis; a pytree.
+
+    Fitted on NumPy data the statistics are float64 on the host, so an offset of 1e9 is survived; on JAX arrays they
+    have the data's type, at least float32, and fitting runs under `jit`. A column that is constant has scale 1.
+
+    >>> x = np.array([[1.0, 5.0], [3.0, 5.0]])
+    >>> units = Standardizer.fit(x)
+    >>> units.transform(x).tolist()
+    [[-1.0, 0.0], [1.0, 0.0]]
+    >>> units.inverse(units.transform(x)).tolist()
+    [[1.0, 5.0], [3.0, 5.0]]
+    """
+
+    count: Any
+    """Rows seen."""
+    mean: Any
+    """Mean of each column, of shape x.shape[1:]."""
+    squares: Any
+    """Sum of squared deviations from the mean, of each column."""
+
+    @classmethod
+    def fit(cls, x: Any) -> Standardizer:
+        """The statistics of an array of shape (rows, …)."""
+        xp = jnp if isinstance(x, jax.Array) else np
+        x = xp.asarray(x)
+        if x.ndim == 0 or x.shape[0] == 0:
+            raise ValueError(f"Standardizer.fit: needs at least one row, got an array of shape {x.shape}")
+        x = x.astype(xp.promote_types(x.dtype, xp.float32 if xp is jnp else xp.float64))
+        deviation = x - x[0]  # exactly 0 in a constant column, and small beside any offset
+        shift = deviation.mean(0)
+        return cls(xp.asarray(x.shape[0]), x[0] + shift, xp.square(deviation - shift).sum(0))
+
+    def merge(self, other: Standardizer) -> Standardizer:
+        """The statistics of both data sets together (Chan, Golub & LeVeque 1983)."""
+        if np.shape(self.mean) != np.shape(other.mean):
+            raise ShapeError(f"Standardizer.merge: columns of shape {np.shape(self.mean)} and {np.shape(other.mean)}")
+        count = self.count + other.count
+        share = other.count / count
+        gap = other.mean - self.mean
+        squares = self.squares + other.squares + gap * gap * (self.count * share)
+        return Standardizer(count, self.mean + gap * share, squares)
+
+    @property
+    def scale(self) -> Any:
+        """The standard deviation of each column; 1 where it is 0."""
+        xp = jnp if isinstance(self.squares, jax.Array) else np
+        scale = xp.sqrt(self.squares / self.count)
+        return xp.where(scale == 0, xp.ones_like(scale), scale)
+
+    def transform(self, x: Any) -> Any:
+        """(x − mean) / scale: from the data's units to standard units."""
+        mean, scale = self._matching("transform", x)
+        return (x - mean) / scale
+
+    def inverse(self, x: Any) -> Any:
+        """x · scale + mean: from standard units to the data's."""
+        mean, scale = self._matching("inverse", x)
+        return x * scale + mean
+
+    def _matching(self, what: str, x: Any) -> tuple[Any, Any]:
+        columns, shape = np.shape(self.mean), np.shape(x)
+        if shape[len(shape) - len(columns) :] != columns or len(shape) < len(columns):
+            raise ShapeError(f"Standardizer.{what}: fitted on columns of shape {columns}, got shape {shape}")
+        if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jnp.floating):
+            return jnp.asarray(self.mean, x.dtype), jnp.asarray(self.scale, x.dtype)
+        return self.mean, self.scale

@@ -6,6 +6,7 @@ starts inside JAX.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -171,3 +172,27 @@ def check_settings(
         allowed = domain.get(setting)
         if allowed is not None and not np.all(allowed.holds(numbers)):
             raise ValueError(f"{name}: {setting} must be {allowed.words}, got {value!r}")
+
+
+def unbound(loss: Any) -> tuple[Any, dict[str, Any]]:
+    """The loss under any `functools.partial` or `jax.tree_util.Partial`, and the settings they bind."""
+    settings: dict[str, Any] = {}
+    while isinstance(loss, functools.partial):
+        settings = {**loss.keywords, **settings}
+        loss = loss.func
+    return loss, settings
+
+
+def loss_name(loss: Any) -> str:
+    """The name of the loss, for messages."""
+    return getattr(unbound(loss)[0], "__name__", repr(loss))
+
+
+def check_loss(loss: Any) -> None:
+    """Raise for a bad setting bound with `Partial`: call it before `jit`, while the setting can still be read."""
+    function, settings = unbound(loss)
+    if not callable(function):
+        raise TypeError(f"a loss is a function of (pred, target), got {function!r}")
+    lifted = getattr(function, "lifted", None)
+    if lifted is not None:
+        check_settings(lifted.name, settings, lifted.defaults, lifted.domain)

@@ -19,13 +19,15 @@ from jax.custom_derivatives import SymbolicZero
 from jaxloss.contract import (
     Domain,
     check_settings,
+    loss_name,
     prepare,
     require_broadcastable,
     to_dtype,
+    unbound,
 )
-from jaxloss.reduce import Axis, check_reduction, hide, loss_name, reduce_losses, unbound
+from jaxloss.reduce import Axis, check_reduction, hide, reduce_losses
 
-__all__ = ["Loss", "Traits", "check_loss", "curvature", "irls_weight", "pointwise", "slope", "traits"]
+__all__ = ["Loss", "Traits", "curvature", "irls_weight", "pointwise", "slope", "traits"]
 
 
 class Loss(Protocol):
@@ -321,16 +323,6 @@ def traits(loss: Loss) -> Traits:
     (True, True)
     """
     return _lifted_of(loss, "traits")[0].traits
-
-
-def check_loss(loss: Any) -> None:
-    """Raise for a bad setting bound with `Partial`, before it is traced and can no longer be read."""
-    function, settings = unbound(loss)
-    if not callable(function):
-        raise TypeError(f"a loss is a function of (pred, target), got {function!r}")
-    lifted = getattr(function, "lifted", None)
-    if lifted is not None:
-        check_settings(lifted.name, settings, lifted.defaults, lifted.domain)
 
 
 def _lifted_of(loss: Any, wanted: str) -> tuple[_Lifted, dict[str, Any]]:

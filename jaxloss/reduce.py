@@ -6,13 +6,14 @@ comes last.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from jaxloss.contract import loss_name, unbound
 
 __all__ = ["LossSum", "loss_sum"]
 
@@ -140,16 +141,3 @@ def loss_sum(
     shape = shape[: len(shape) - getattr(unbound(loss)[0], "event_ndim", 0)]
     axes = check_reduction(name, reduction, axis, len(shape))
     return LossSum(total, total_weight(shape, total.dtype, weights, where, axes, reduction))
-
-
-def unbound(loss: Any) -> tuple[Any, dict[str, Any]]:
-    """The loss under any `functools.partial` or `jax.tree_util.Partial`, and the settings they bind."""
-    settings: dict[str, Any] = {}
-    while isinstance(loss, functools.partial):
-        settings = {**loss.keywords, **settings}
-        loss = loss.func
-    return loss, settings
-
-
-def loss_name(loss: Any) -> str:
-    return getattr(unbound(loss)[0], "__name__", repr(loss))

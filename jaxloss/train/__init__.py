@@ -1,7 +1,7 @@
 """Training: the step, whole fits in one compiled program, and the doors to flax models."""
 
-from jaxloss.train.fit import FitResult as FitResult
-from jaxloss.train.fit import fit as fit
+from jaxloss.train.fitting import FitResult as FitResult
+from jaxloss.train.fitting import fit as fit
 from jaxloss.train.models import functional as functional
 from jaxloss.train.state import Batch as Batch
 from jaxloss.train.state import TrainState as TrainState

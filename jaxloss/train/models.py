@@ -20,8 +20,8 @@ def functional(model: Any, variables: Any = None) -> tuple[Any, ...]:
     apply: `apply(params, x) -> pred`; with model state `apply(params, x, *, model_state, key, train) -> (pred,
         model_state)`, to be used with `supervised(..., stateful=True)`. Two models of the same build give equal
         `apply`s, so a program compiled for one serves the other.
-    params: the model's `nnx.Param` variables (put trained ones back with `nnx.update(model, params)`), or
-        `variables["params"]`.
+    params: nested dicts of arrays: the model's `nnx.Param` variables (put trained ones back with
+        `nnx.update(model, params)`), or `variables["params"]`.
 
     >>> from flax import nnx
     >>> apply, params = functional(nnx.Linear(3, 1, rngs=nnx.Rngs(0)))
@@ -30,6 +30,7 @@ def functional(model: Any, variables: Any = None) -> tuple[Any, ...]:
     """
     if isinstance(model, nnx.Module):
         graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+        params = nnx.to_pure_dict(params)
         if jax.tree.leaves(rest):
             return _StatefulNnx(graphdef), params, rest
         return _Nnx(graphdef), params

@@ -111,7 +111,10 @@ def fit(
     while done < epochs:
         started = time.perf_counter()
         count = min(call_epochs, epochs - done, log.epochs_per_call)
-        orders = None if steps == 1 else _orders(seed, done, count, call_epochs, rows, steps * batch_size)
+        orders = None
+        if steps > 1:  # padded to one shape, with row 0 where a batch is not full
+            orders = np.zeros((call_epochs, steps * batch_size), np.int32)
+            orders[:count, :rows] = epoch_orders(seed, done, count, rows)
         static = {"optimizer": optimizer, "batch_size": batch_size, "capacity": call_epochs}
         carry, history = _run(carry, objective, batch, held_out, orders, count, patience, **static)
         ran = int(carry.epoch) - done
@@ -141,6 +144,8 @@ def _objective(apply: Any, loss: Any, objective: Any, *, stateful: bool) -> Any:
 
 
 def _as_batch(name: str, data: Any) -> Batch:
+    if not isinstance(data, tuple) or not 2 <= len(data) <= 4:
+        raise TypeError(f"fit: {name} must be (x, target) or a Batch, got {type(data).__name__}")
     batch = Batch(*data)
     sizes = {
         part: jnp.shape(leaf)[0] if jnp.ndim(leaf) else None
@@ -158,15 +163,15 @@ def _rows(batch: Batch) -> int:
     return jax.tree.leaves(batch.x)[0].shape[0]
 
 
-def _orders(seed: int, first: int, count: int, capacity: int, rows: int, padded: int) -> np.ndarray:
-    """The row numbers of each epoch, a permutation keyed by (seed, epoch), with row 0 as padding.
+def epoch_orders(seed: int, first: int, count: int, rows: int) -> np.ndarray:
+    """The order of the rows in each of `count` epochs after the `first`: a permutation keyed by (seed, epoch).
 
     Drawn on the host: a permutation on the device is a sort, which for a small network costs as much as the training.
     """
-    orders = np.zeros((capacity, padded), np.int32)
+    orders = np.empty((count, rows), np.int32)
     for number in range(count):
-        bits = np.random.Philox(key=[np.uint64(seed % 2**64), np.uint64(first + number)])
-        orders[number, :rows] = np.random.Generator(bits).permutation(rows)
+        bits = np.random.Philox(key=np.array([seed % 2**64, first + number], np.uint64))
+        orders[number] = np.random.Generator(bits).permutation(rows)
     return orders
 
 

@@ -1,0 +1,97 @@
+"""Run an experiment: `python -m experiments NAME --setting value`; without a name, list them."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import importlib
+import io
+import pkgutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import experiments
+
+SHARED = ("common", "data", "models")
+
+
+def names() -> list[str]:
+    """The experiments, by file name."""
+    found = (module.name for module in pkgutil.iter_modules(experiments.__path__))
+    return sorted(name for name in found if name not in SHARED and not name.startswith("_"))
+
+
+def summary(name: str) -> str:
+    """The first line of an experiment's docstring, read without importing it."""
+    source = (Path(experiments.__path__[0]) / f"{name}.py").read_text()
+    return source.split('"""')[1].strip().splitlines()[0]
+
+
+def overview() -> str:
+    """What there is, one line each."""
+    width = max(map(len, names()))
+    listed = "\n".join(f"  {name:{width}}  {summary(name)}" for name in names())
+    usage = "python -m experiments NAME [--help] [--setting value]"
+    return f"{usage}\n\n{listed}\n\nEach writes to a new folder under runs/NAME (or --out FOLDER)."
+
+
+def closest(word: str, known: list[str]) -> str:
+    """A hint at what may have been meant."""
+    near = difflib.get_close_matches(word, known, 1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def parse(name: str, module: Any, words: list[str]) -> Any:
+    """The settings as the experiment's config; a bad one is told in one line."""
+    import tyro
+
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told):
+            return tyro.cli(module.Config, prog=f"python -m experiments {name}", description=module.__doc__, args=words)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        flags = [word.split("=")[0] for word in words if word.startswith("--")]
+        known = [f"--{field.replace('_', '-')}" for field in module.Config.__dataclass_fields__]
+        for flag in flags:
+            if flag.replace("_", "-") not in known and not flag.startswith("--no-"):
+                hint = closest(flag, known)
+                raise SystemExit(f"{name}: unknown setting {flag}{hint} (settings: --help)") from None
+        text = " ".join("".join(" " if mark in "│╭╮╰╯─" else mark for mark in told.getvalue()).split())
+        raise SystemExit(f"{name}: {text}") from None
+
+
+def main(words: list[str]) -> int:
+    """List, explain or run."""
+    if not words or words[0] in ("-h", "--help"):
+        print(overview())
+        return 0
+    name, *rest = words
+    if name not in names():
+        raise SystemExit(f"unknown experiment {name!r}{closest(name, names())} (python -m experiments lists them)")
+    try:
+        from experiments import common
+
+        module = importlib.import_module(f"experiments.{name}")
+    except ModuleNotFoundError as missing:
+        raise SystemExit(f"{name}: needs {missing.name}: pip install -e '.[experiments]'") from None
+    config = parse(name, module, rest)
+    try:
+        folder = common.run_folder(name, config.out)
+        common.write_json(folder / "config.json", common.as_settings(config))
+        environment = common.environment()
+        started = time.perf_counter()
+        result = module.run(config, folder)
+    except (common.UserError, ValueError) as error:
+        raise SystemExit(f"{name}: {error}") from None
+    result |= {"seed": getattr(config, "seed", None), "seconds": time.perf_counter() - started}
+    common.write_json(folder / "result.json", result | {"environment": environment})
+    print(f"\nwritten to {folder}/: {', '.join(sorted(path.name for path in folder.iterdir()))}")
+    return 0 if all(result.get("claims", {}).values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,121 @@
+"""What every experiment shares: losses and optimizers by name, the run folder, tables and figures."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import platform
+import subprocess
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import matplotlib
+import optax
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+import jaxloss
+
+matplotlib.rcParams.update(
+    {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3, "font.size": 10}
+)
+
+
+class UserError(Exception):
+    """Something the user asked for cannot be done; the message is the whole story."""
+
+
+def loss_by_name(name: str) -> Callable:
+    """A loss of the catalogue whose settings all have defaults."""
+    losses = {key: value for key, value in vars(jaxloss).items() if hasattr(value, "lifted")}
+    if name not in losses:
+        raise UserError(f"unknown loss {name!r}: one of {', '.join(sorted(losses))}")
+    return losses[name]
+
+
+def optimizer_by_name(name: str, learning_rate: float) -> optax.GradientTransformation:
+    """An optax optimizer with the given learning rate."""
+    optimizers = {"sgd": optax.sgd, "adam": optax.adam, "adamw": optax.adamw, "lion": optax.lion}
+    if name not in optimizers:
+        raise UserError(f"unknown optimizer {name!r}: one of {', '.join(optimizers)}")
+    return optimizers[name](learning_rate)
+
+
+def environment() -> dict[str, Any]:
+    """Versions, device and commit: what a figure depends on beside its settings."""
+    names = ("jax", "jaxlib", "flax", "optax", "chex", "numpy")
+    device = jax.devices()[0]
+    return {
+        "python": platform.python_version(),
+        "versions": {"jaxloss": jaxloss.__version__} | {name: version(name) for name in names},
+        "device": f"{len(jax.devices())} × {device.device_kind} ({device.platform})",
+        "machine": f"{platform.system()} {platform.machine()}",
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str | None:
+    """The commit of this code, with a + if files differ from it; None outside a checkout."""
+
+    def git(*words: str) -> str:
+        folder = Path(__file__).parent
+        return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short", "HEAD") + (
+            "+" if git("status", "--porcelain", "--untracked-files=no") else ""
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def run_folder(name: str, out: Path | None) -> Path:
+    """A new folder for the run: `out`, which must not hold anything, or one under runs/NAME named by the time."""
+    try:
+        if out is not None:
+            if out.exists() and (not out.is_dir() or any(out.iterdir())):
+                raise UserError(f"--out {out}: is there already; name a new folder")
+            out.mkdir(parents=True, exist_ok=True)
+            return out
+        stem = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+        for number in range(1000):
+            folder = Path("runs") / name / (stem if number == 0 else f"{stem}-{number}")
+            if not folder.exists():
+                folder.mkdir(parents=True)
+                return folder
+    except OSError as error:
+        raise UserError(f"cannot make the run folder: {error}") from None
+    raise UserError(f"runs/{name} holds a thousand runs of this second")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write settings or results, readable."""
+    path.write_text(json.dumps(value, indent=2, default=str) + "\n")
+
+
+def as_settings(config: Any) -> dict[str, Any]:
+    """The settings of a config dataclass."""
+    return dataclasses.asdict(config)
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Print a table; numbers with four significant digits, to the right."""
+    table = Table()
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 else "right")
+    for row in rows:
+        table.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row))
+    console = Console(highlight=False)
+    console.print(title)
+    console.print(table)
+
+
+def figure(columns: int, *, height: float = 3.6) -> tuple[Figure, Any]:
+    """A figure with a row of axes, without pyplot's global state."""
+    canvas = Figure(figsize=(4.6 * columns, height), layout="constrained")
+    return canvas, canvas.subplots(1, columns, squeeze=False)[0]

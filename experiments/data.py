@@ -1,0 +1,55 @@
+"""The data of the experiments: simulated with stated generators, or real and shipped with scikit-learn."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from sklearn.datasets import load_diabetes
+
+from jaxloss import Standardizer
+
+
+def noisy_line(points: int, noise: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """x uniform on [−1, 1] and y = 3x + 2 + noise·N(0, 1), both of shape (points, 1)."""
+    rng = np.random.default_rng(seed)
+    x = rng.uniform(-1, 1, (points, 1))
+    y = 3 * x + 2 + noise * rng.normal(size=(points, 1))
+    return x.astype(np.float32), y.astype(np.float32)
+
+
+class Split(NamedTuple):
+    """Features and targets of the training, validation and test rows."""
+
+    train: tuple[np.ndarray, np.ndarray]
+    validation: tuple[np.ndarray, np.ndarray]
+    test: tuple[np.ndarray, np.ndarray]
+
+
+def diabetes() -> tuple[np.ndarray, np.ndarray]:
+    """442 patients: ten raw features; disease progression a year later, of shape (442, 1) (Efron et al. 2004)."""
+    x, y = load_diabetes(return_X_y=True, scaled=False)
+    return x, y[:, None]
+
+
+def split(x: np.ndarray, y: np.ndarray, seed: int, validation: float = 0.15, test: float = 0.2) -> Split:
+    """Rows in a random order, cut into training, validation and test rows."""
+    order = np.random.default_rng(seed).permutation(len(x))
+    cuts = np.cumsum([round(len(x) * test), round(len(x) * validation)])
+    test_rows, validation_rows, train_rows = np.split(order, cuts)
+    return Split(*((x[rows], y[rows]) for rows in (train_rows, validation_rows, test_rows)))
+
+
+def standardize(parts: Split) -> tuple[Split, Standardizer, Standardizer]:
+    """The split in standard units, and the units of features and target, fitted on the training rows alone."""
+    features, target = (Standardizer.fit(values) for values in parts.train)
+    scaled = Split(
+        *((features.transform(x).astype(np.float32), target.transform(y).astype(np.float32)) for x, y in parts)
+    )
+    return scaled, features, target
+
+
+def least_squares(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Coefficients, the intercept last, that minimise the squared error; in float64."""
+    design = np.column_stack([x, np.ones(len(x))]).astype(np.float64)
+    return np.linalg.lstsq(design, y.astype(np.float64), rcond=None)[0]

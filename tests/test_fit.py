@@ -1,0 +1,194 @@
+"""`fit`: what it computes, that it compiles once, what it leaves alone, and what it refuses."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.tree_util import Partial
+
+import jaxloss
+from jaxloss import huber, mae, mse
+from jaxloss.train import Batch, TrainState, fit, make_step, supervised
+from jaxloss.train.fitting import epoch_orders
+
+ROWS, FEATURES = 50, 3
+OPTIMIZER = optax.adam(0.05)
+
+
+def linear(params, x):
+    return x @ params["weight"] + params["bias"]
+
+
+def data(rows=ROWS, seed=0):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(rows, FEATURES)).astype(np.float32)
+    return x, (x @ np.array([1.0, -2.0, 0.5]) + 0.3 + 0.1 * rng.normal(size=rows)).astype(np.float32)
+
+
+def start():
+    return {"weight": jnp.zeros(FEATURES), "bias": jnp.zeros(())}
+
+
+def test_fit_is_the_hand_written_loop():
+    """Ragged batches, weights and a mask: the same numbers as stepping by hand through the same rows."""
+    x, target = data()
+    rng = np.random.default_rng(1)
+    weights, where = rng.uniform(0.5, 2, ROWS).astype(np.float32), rng.random(ROWS) < 0.8
+    batch = Batch(x, np.where(where, target, np.nan), weights, where)
+    result = fit(linear, start(), batch, loss=huber, optimizer=OPTIMIZER, epochs=3, batch_size=16, seed=7)
+    step = jax.jit(make_step(supervised(linear, huber), OPTIMIZER))
+    state = TrainState.create(start(), OPTIMIZER, seed=7)
+    losses = []
+    for order in epoch_orders(7, 0, 3, ROWS):
+        total = 0
+        for rows in np.split(order, [16, 32, 48]):
+            state, metrics = step(state, jax.tree.map(lambda leaf, rows=rows: leaf[rows], batch))
+            total = metrics["loss"] + total if total else metrics["loss"]
+        losses.append(float(total.mean))
+    jax.tree.map(
+        lambda ours, by_hand: np.testing.assert_allclose(ours, by_hand, rtol=1e-5), result.params, state.params
+    )
+    np.testing.assert_allclose(result.history["loss"], losses, rtol=1e-5)
+    assert result.best_epoch == 3
+
+
+def test_orders_are_permutations_keyed_by_seed_and_epoch():
+    orders = epoch_orders(3, 5, 2, 100)
+    assert [sorted(order) for order in orders] == [list(range(100))] * 2
+    assert not np.array_equal(orders[0], orders[1])
+    np.testing.assert_array_equal(epoch_orders(3, 6, 1, 100)[0], orders[1])
+    assert not np.array_equal(epoch_orders(4, 5, 1, 100)[0], orders[0])
+
+
+def test_full_batch_descent_converges_to_least_squares():
+    x, target = data()
+    result = fit(linear, start(), (x, target), loss=mse, optimizer=optax.sgd(0.2), epochs=300)
+    exact = np.linalg.lstsq(np.column_stack([x, np.ones(ROWS)]), target, rcond=None)[0]
+    np.testing.assert_allclose(np.append(result.params["weight"], result.params["bias"]), exact, rtol=1e-4)
+
+
+def test_second_call_compiles_nothing():
+    x, target = data()
+
+    def run(delta, epochs, seed):
+        loss = Partial(huber, delta=delta)
+        return fit(
+            linear, start(), (x, target), loss=loss, optimizer=OPTIMIZER, epochs=epochs, batch_size=16, seed=seed
+        )
+
+    run(1.0, 2, 0)
+    with jax.log_compiles(), pytest.MonkeyPatch.context() as patch:
+        traced = []
+        patch.setattr(jaxloss.reduce, "total_weight", lambda *args: traced.append(args))
+        run(2.0, 5, 1)
+    assert not traced
+
+
+def test_early_stopping_keeps_the_best_weights():
+    x, target = data()
+    validation = data(seed=9)
+    settings = {"loss": mse, "optimizer": optax.sgd(0.8), "epochs": 400, "validation": validation}
+    result = fit(linear, start(), (x, target), **settings, patience=5)
+    curve = result.history["validation_loss"]
+    assert len(curve) < 400
+    assert result.best_epoch == int(np.argmin(curve)) + 1
+    assert len(curve) == result.best_epoch + 5
+    assert int(result.state.step) == len(curve)
+    np.testing.assert_allclose(mse(linear(result.params, validation[0]), validation[1]), curve.min(), rtol=1e-5)
+
+
+def test_large_validation_is_evaluated_in_parts():
+    validation = data(rows=20_000, seed=2)
+    result = fit(linear, start(), data(), loss=mae, optimizer=OPTIMIZER, epochs=1, validation=validation)
+    params = result.state.params
+    np.testing.assert_allclose(
+        result.history["validation_loss"][0], mae(linear(params, validation[0]), validation[1]), rtol=1e-5
+    )
+
+
+def test_arrays_and_parameters_are_left_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    x, target = map(jnp.asarray, data())
+    params = start()
+    fit(linear, params, (x, target), loss=mse, optimizer=OPTIMIZER, epochs=2, batch_size=8, progress=True)
+    assert float(params["bias"]) == 0
+    assert x.sum() == data()[0].sum() or True
+    assert not x.is_deleted()
+    assert not list(tmp_path.iterdir())
+
+
+def test_log_has_a_line_per_epoch(tmp_path):
+    result = fit(
+        linear, start(), data(), loss=mse, optimizer=OPTIMIZER, epochs=3, validation=data(seed=1), run_dir=tmp_path
+    )
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2, 3]
+    np.testing.assert_allclose([line["loss"] for line in lines], result.history["loss"], rtol=1e-6)
+    np.testing.assert_allclose(
+        [line["validation_loss"] for line in lines], result.history["validation_loss"], rtol=1e-6
+    )
+
+
+def test_progress_line_on_a_terminal(monkeypatch):
+    class Terminal:
+        text = ""
+
+        def isatty(self):
+            return True
+
+        def write(self, text):
+            self.text += text
+
+        def flush(self):
+            pass
+
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    fit(linear, start(), data(), loss=mse, optimizer=OPTIMIZER, epochs=4, progress=True)
+    assert "epoch 4/4" in terminal.text
+    assert "steps/s" in terminal.text
+
+
+def test_objective_in_place_of_apply_and_loss():
+    x, target = data()
+    settings = {"optimizer": OPTIMIZER, "epochs": 4, "batch_size": 10}
+    by_parts = fit(linear, start(), (x, target), loss=mse, **settings)
+    whole = fit(None, start(), (x, target), objective=supervised(linear, mse), **settings)
+    jax.tree.map(np.testing.assert_array_equal, by_parts.params, whole.params)
+
+
+def test_zero_epochs_return_the_start():
+    result = fit(linear, start(), data(), loss=mse, optimizer=OPTIMIZER, epochs=0)
+    assert result.best_epoch == 0
+    assert len(result.history["loss"]) == 0
+    jax.tree.map(np.testing.assert_array_equal, result.params, start())
+
+
+X, TARGET = data()
+REFUSED = {
+    "no rows": ({"data": (X[:0], TARGET[:0])}, ValueError, "no rows"),
+    "rows differ": ({"data": (X, TARGET[:-1])}, ValueError, "49"),
+    "weights of other rows": ({"data": Batch(X, TARGET, TARGET[:-1])}, jaxloss.ShapeError, "weights"),
+    "not a pair": ({"data": X}, TypeError, "(x, target)"),
+    "batch larger than data": ({"batch_size": 51}, ValueError, "51"),
+    "batch of nothing": ({"batch_size": 0}, ValueError, "batch_size"),
+    "negative epochs": ({"epochs": -1}, ValueError, "epochs"),
+    "patience without validation": ({"patience": 3}, ValueError, "validation"),
+    "bad setting of the loss": ({"loss": Partial(huber, delta=-1)}, ValueError, "delta"),
+    "no loss": ({"loss": None}, TypeError, "loss"),
+    "column against vector": ({"data": (X, TARGET[:, None])}, jaxloss.ShapeError, "[:, None]"),
+    "loss and objective": ({"objective": supervised(linear, mse)}, TypeError, "objective"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_bad_input_is_one_line(case, tmp_path):
+    changed, error, word = REFUSED[case]
+    call = {"data": (X, TARGET), "loss": mse, "optimizer": OPTIMIZER, "epochs": 1} | changed
+    with pytest.raises(error) as told:
+        fit(linear, start(), call.pop("data"), **call)
+    assert word in str(told.value)
+    assert "\n" not in str(told.value)

@@ -1,0 +1,184 @@
+"""One training step: exact under masks, weights, micro-batches; model state and randomness; bad objectives."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen, nnx
+from jax.tree_util import Partial
+
+import jaxloss
+from jaxloss import LossSum, huber, loss_sum, mse
+from jaxloss.train import Batch, TrainState, functional, make_step, supervised
+
+ROWS, FEATURES = 12, 3
+
+
+def linear(params, x):
+    return x @ params["weight"] + params["bias"]
+
+
+@pytest.fixture(scope="module")
+def problem():
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(ROWS, FEATURES)), jnp.float32)
+    target = jnp.asarray(rng.normal(size=ROWS), jnp.float32)
+    weights = jnp.asarray(rng.uniform(0.5, 2, ROWS), jnp.float32)
+    where = jnp.arange(ROWS) % 5 != 1
+    params = {"weight": jnp.asarray(rng.normal(size=FEATURES), jnp.float32), "bias": jnp.zeros(())}
+    return params, Batch(x, jnp.where(where, target, jnp.nan), weights, where)
+
+
+def test_gradient_of_linear_regression_is_the_closed_form(problem):
+    params, batch = problem
+    x, y = np.asarray(batch.x, np.float64), np.nan_to_num(np.asarray(batch.target, np.float64))
+    design = np.column_stack([x, np.ones(ROWS)])
+    solution = np.append(np.asarray(params["weight"], np.float64), 0.0)
+    expected = 2 / ROWS * design.T @ (design @ solution - y)
+    gradient = jax.grad(lambda params: mse(linear(params, batch.x), y))(params)
+    np.testing.assert_allclose(np.append(gradient["weight"], gradient["bias"]), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "weighted_mean"])
+def test_micro_batches_take_the_full_batch_step(problem, reduction):
+    params, batch = problem
+    optimizer = optax.sgd(0.1)
+    objective = supervised(linear, huber, reduction=reduction)
+    states = [
+        jax.jit(make_step(objective, optimizer, micro_batches=parts))(TrainState.create(params, optimizer), batch)
+        for parts in (1, 4)
+    ]
+    for whole, parts in zip(*map(jax.tree.leaves, (states[0][0].params, states[1][0].params)), strict=True):
+        np.testing.assert_allclose(parts, whole, rtol=1e-6)
+    np.testing.assert_allclose(*(metrics["loss"].mean for _, metrics in states), rtol=1e-6)
+
+
+def test_step_moves_against_the_gradient_of_the_reported_mean(problem):
+    params, batch = problem
+    optimizer = optax.sgd(0.1)
+    state, metrics = make_step(supervised(linear, huber), optimizer)(TrainState.create(params, optimizer), batch)
+
+    def mean(params):
+        return huber(linear(params, batch.x), batch.target, weights=batch.weights, where=batch.where)
+
+    value, gradient = jax.value_and_grad(mean)(params)
+    np.testing.assert_allclose(metrics["loss"].mean, value, rtol=1e-6)
+    expected = jax.tree.map(lambda p, g: p - 0.1 * g, params, gradient)
+    jax.tree.map(lambda new, old: np.testing.assert_allclose(new, old, rtol=1e-5), state.params, expected)
+    assert int(state.step) == 1
+
+
+def test_fully_masked_batch_leaves_the_parameters(problem):
+    params, batch = problem
+    optimizer = optax.sgd(0.1)
+    step = make_step(supervised(linear, mse), optimizer)
+    state, _ = step(TrainState.create(params, optimizer), batch._replace(where=jnp.zeros(ROWS, bool)))
+    jax.tree.map(np.testing.assert_array_equal, state.params, params)
+
+
+def test_learned_loss_setting_through_a_hand_written_objective(problem):
+    params, batch = problem
+    everything = {"model": params, "loss": {"delta": jnp.array(1.0)}}
+
+    def objective(params, batch):
+        pred = linear(params["model"], batch.x)
+        return loss_sum(huber, pred, batch.target, where=batch.where, **params["loss"])
+
+    optimizer = optax.sgd(0.1)
+    state, _ = jax.jit(make_step(objective, optimizer))(TrainState.create(everything, optimizer), batch)
+    assert float(state.params["loss"]["delta"]) != 1.0
+
+
+class NnxNet(nnx.Module):
+    def __init__(self, rngs):
+        self.norm = nnx.BatchNorm(FEATURES, rngs=rngs)
+        self.drop = nnx.Dropout(0.5, rngs=rngs)
+        self.out = nnx.Linear(FEATURES, 1, rngs=rngs)
+
+    def __call__(self, x):
+        return self.out(self.drop(self.norm(x)))[:, 0]
+
+
+class LinenNet(linen.Module):
+    @linen.compact
+    def __call__(self, x, train):
+        x = linen.BatchNorm(use_running_average=not train)(x)
+        x = linen.Dropout(0.5, deterministic=not train)(x)
+        return linen.Dense(1)(x)[:, 0]
+
+
+def nnx_parts():
+    return functional(NnxNet(nnx.Rngs(0)))
+
+
+def linen_parts():
+    model = LinenNet()
+    return functional(model, model.init(jax.random.key(0), jnp.ones((2, FEATURES)), train=False))
+
+
+@pytest.mark.parametrize("parts", [nnx_parts, linen_parts])
+def test_model_state_and_randomness(problem, parts):
+    apply, params, model_state = parts()
+    _, batch = problem
+    batch = batch._replace(target=jnp.nan_to_num(batch.target))
+    optimizer = optax.sgd(0.1)
+    step = jax.jit(make_step(supervised(apply, mse, stateful=True), optimizer))
+    state = TrainState.create(params, optimizer, model_state=model_state)
+    first, _ = step(state, batch)
+    again, _ = step(state, batch)
+    jax.tree.map(np.testing.assert_array_equal, first.params, again.params)
+    other, _ = step(state._replace(key=jax.random.key(1)), batch)
+    assert any(
+        not np.array_equal(*pair) for pair in zip(*map(jax.tree.leaves, (first.params, other.params)), strict=True)
+    ), "dropout must depend on the key"
+    means = [leaf for leaf in jax.tree.leaves(first.model_state) if leaf.shape == (FEATURES,)]
+    assert any(bool(jnp.any(mean != 0)) for mean in means), "batch statistics must be kept"
+    evaluations = [
+        apply(first.params, batch.x, model_state=first.model_state, key=jax.random.key(number), train=False)[0]
+        for number in (0, 1)
+    ]
+    np.testing.assert_array_equal(*evaluations)
+
+
+def test_functional_of_equal_models_is_equal():
+    applies = [functional(nnx.Linear(2, 1, rngs=nnx.Rngs(seed)))[0] for seed in (0, 1)]
+    assert applies[0] == applies[1]
+    assert hash(applies[0]) == hash(applies[1])
+
+
+def test_functional_linen_without_state():
+    model = linen.Dense(1)
+    x = jnp.ones((2, FEATURES))
+    variables = model.init(jax.random.key(0), x)
+    apply, params = functional(model, variables)
+    np.testing.assert_array_equal(apply(params, x), model.apply(variables, x))
+
+
+def test_bad_parts_are_refused_in_one_line(problem):
+    params, batch = problem
+    optimizer = optax.sgd(0.1)
+    state = TrainState.create(params, optimizer)
+    refusals = [
+        (lambda: make_step(lambda params, batch: jnp.zeros(()), optimizer)(state, batch), TypeError, "LossSum"),
+        (
+            lambda: make_step(lambda params, batch: LossSum(jnp.zeros(3), jnp.ones(3)), optimizer)(state, batch),
+            TypeError,
+            "scalar",
+        ),
+        (lambda: make_step(supervised(linear, mse), optimizer, micro_batches=5)(state, batch), ValueError, "5"),
+        (lambda: supervised(linear, Partial(huber, delta=-1.0)), ValueError, "delta"),
+        (lambda: supervised(linear, "mse"), TypeError, "mse"),
+        (lambda: functional(linear), TypeError, "module"),
+        (lambda: functional(linen.Dense(1)), TypeError, "variables"),
+        (
+            lambda: make_step(supervised(lambda params, x: x[:, :1], mse), optimizer)(state, batch),
+            jaxloss.ShapeError,
+            "[:, None]",
+        ),
+    ]
+    for refused, error, word in refusals:
+        with pytest.raises(error) as told:
+            refused()
+        assert word in str(told.value)
+        assert "\n" not in str(told.value)

@@ -6,8 +6,8 @@ Both sides train the same model on the same data, in one run, their repetitions 
 rows, 100 full-batch steps of SGD) and the network of `mlp` (1000 steps of 32 rows, AdamW), with a fresh order of the
 rows each epoch where there are batches (a full batch has no order; neither side draws one). Times are medians after
 warm-up, through `fit`, from NumPy arrays to trained parameters; compile time stands apart. Each PyTorch loop runs on
-one thread and on all, and the faster counts. The bound is 6 × the FLOPs of the forward products of one batch at the best rate, on one
-thread, of a chain of 32 × 64 × 64 products.
+one thread and on all, and the faster counts. The bound is 6 × the FLOPs of the forward products of one
+batch at the best rate, on one thread, of a chain of 32 × 64 × 64 products.
 
 Answer: @ANSWER@
 """

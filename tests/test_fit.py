@@ -80,7 +80,7 @@ def test_second_call_compiles_nothing():
         )
 
     run(1.0, 2, 0)
-    with jax.log_compiles(), pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         traced = []
         patch.setattr(jaxloss.reduce, "total_weight", lambda *args: traced.append(args))
         run(2.0, 5, 1)
@@ -115,7 +115,7 @@ def test_arrays_and_parameters_are_left_alone(tmp_path, monkeypatch):
     params = start()
     fit(linear, params, (x, target), loss=mse, optimizer=OPTIMIZER, epochs=2, batch_size=8, progress=True)
     assert float(params["bias"]) == 0
-    assert x.sum() == data()[0].sum() or True
+    np.testing.assert_array_equal(x, data()[0])
     assert not x.is_deleted()
     assert not list(tmp_path.iterdir())
 

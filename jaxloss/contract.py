@@ -167,7 +167,9 @@ def check_settings(
         try:
             numbers = np.asarray(value, np.float64)
         except (TypeError, ValueError):
-            raise TypeError(f"{name}: {setting} must be a number or an array, got {value!r}") from None
+            numbers = None
+        if numbers is None or value is None:  # NumPy reads None as NaN
+            raise TypeError(f"{name}: {setting} must be a number or an array, got {value!r}")
         allowed = domain.get(setting)
         if allowed is not None and not np.all(allowed.holds(numbers)):
             raise ValueError(f"{name}: {setting} must be {allowed.words}, got {value!r}")

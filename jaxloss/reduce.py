@@ -6,7 +6,6 @@ comes last.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -145,7 +144,7 @@ def loss_sum(
 def unbound(loss: Any) -> tuple[Any, dict[str, Any]]:
     """The loss under any `functools.partial` or `jax.tree_util.Partial`, and the settings they bind."""
     settings: dict[str, Any] = {}
-    while isinstance(loss, functools.partial):
+    while hasattr(loss, "func") and hasattr(loss, "keywords"):  # JAX wraps a partial in a Partial in a box with these
         settings = {**loss.keywords, **settings}
         loss = loss.func
     return loss, settings

@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jaxloss
 import numpy as np
 import pytest
 from mpmath import mp, mpf, sign
+
+import jaxloss
 
 mp.dps = 120  # log cosh(1e-30) is 5e-61: the oracle's own cancellation must leave digits
 

@@ -154,7 +154,13 @@ RESIDUAL_LOSSES = (
 
 ROWS: tuple[Row, ...] = (*RESIDUAL_LOSSES,)
 
-each_loss = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+
+def each(rows: list[Row]) -> Any:
+    return pytest.mark.parametrize("row", rows, ids=lambda row: row.name)
+
+
+each_loss = each(list(ROWS))
+each_residual_loss = each([row for row in ROWS if jaxloss.traits(row.loss).residual])
 
 
 def lifted_losses(module: Any) -> dict[str, Any]:

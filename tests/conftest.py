@@ -2,8 +2,16 @@
 
 import hypothesis
 import jax
+import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 hypothesis.settings.register_profile("suite", deadline=None, max_examples=12, derandomize=True, database=None)
 hypothesis.settings.load_profile("suite")
+
+
+@pytest.fixture
+def eager():
+    """Operation by operation, for tests of what is computed rather than compiled: losses share most operations."""
+    with jax.disable_jit():
+        yield

@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from catalogue import Row
+from mpmath import mpf
 
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-def sample(row: Row, shape: tuple[int, ...] = (5, 3), seed: int = 0, dtype=np.float32) -> tuple[jax.Array, jax.Array]:
+def sample(row: Row, shape: tuple[int, ...] = (4, 3), seed: int = 0, dtype=np.float32) -> tuple[jax.Array, jax.Array]:
     """An ordinary prediction and target of the row's loss, away from its corners."""
     random = np.random.default_rng(seed)
     pred, target = (row.line.draw(random, shape).astype(dtype) for _ in range(2))
@@ -27,6 +28,14 @@ def sample(row: Row, shape: tuple[int, ...] = (5, 3), seed: int = 0, dtype=np.fl
 def settings_tree(row: Row, shape: tuple[int, ...] = (), dtype=np.float32) -> dict[str, jax.Array]:
     """The row's usual settings as arrays, so that they can be differentiated, mapped and masked."""
     return {name: jnp.full(shape, value, dtype) for name, value in row.usual.items()}
+
+
+def exact(oracle, row, pred, target, **settings):
+    """The oracle over arrays, as float64."""
+    settings = {name: mpf(float(value)) for name, value in settings.items()}
+    numbers = zip(np.ravel(pred), np.ravel(target), strict=True)
+    flat = [float(oracle(mpf(float(p)), mpf(float(t)), **settings)) for p, t in numbers]
+    return np.reshape(flat, np.shape(pred))
 
 
 def close(got, want, rtol: float = 1e-6, atol: float = 1e-6) -> None:

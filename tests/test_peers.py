@@ -16,12 +16,13 @@ PRED, TARGET = (np.float32(3 * RANDOM.standard_normal((7, 3))) for _ in range(2)
 WEIGHTS = np.float32(RANDOM.uniform(0.1, 3, (7, 1)))
 
 
+@pytest.mark.usefixtures("eager")
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @each([row for row in ROWS if row.torch])
 def test_value_and_gradient_equal_torch(row, reduction):
     torch = pytest.importorskip("torch")
     function = getattr(torch.nn.functional, row.torch)
-    pred, target = map(np.array, sample(row, (7, 3)))
+    pred, target = map(np.array, sample(row))
     for settings in row.settings:
         inputs = torch.tensor(pred, requires_grad=True)
         want = function(inputs, torch.tensor(target), reduction=reduction, **settings)

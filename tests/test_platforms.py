@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from catalogue import each_loss
-from support import ROOT, close, run_python, sample, settings_tree
+from support import ROOT, close, exact, run_python, sample, settings_tree
 
 import jaxloss
 
@@ -122,13 +122,12 @@ def test_double_precision_does_not_leak_into_a_float32_program(row):
             return jax.value_and_grad(value)(pred), part, [d(row.loss)(pred, target, **settings) for d in derivatives]
 
         assert "f64" not in str(jax.make_jaxpr(everything)(pred))
-        assert {leaf.dtype for leaf in jax.tree.leaves(jax.jit(everything)(pred))} == {jnp.dtype("float32")}
+        assert {leaf.dtype for leaf in jax.tree.leaves(jax.eval_shape(everything, pred))} == {jnp.dtype("float32")}
 
 
+@pytest.mark.usefixtures("eager")
 @each_loss
 def test_a_float64_prediction_computes_in_float64(row):
-    from test_derivatives import exact
-
     with jax.enable_x64(True):
         pred, target = sample(row, (20,), dtype=np.float64)
         losses = row.loss(pred, target.astype(jnp.float32), reduction="none", **row.usual)

@@ -8,6 +8,7 @@ import inspect
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from catalogue import each_loss
 from support import close, sample, settings_tree
 
@@ -30,6 +31,7 @@ def settings_shapes(shape):
     return [(), shape[-1:], (shape[0], 1), (1, shape[1]), (1, 1), shape]
 
 
+@pytest.mark.usefixtures("eager")
 @each_loss
 def test_settings_broadcast_as_scalar_vector_or_full_rank(row):
     pred, target = sample(row, (4, 3))
@@ -50,6 +52,7 @@ def test_settings_broadcast_as_scalar_vector_or_full_rank(row):
         close(derivative, jaxloss.slope(row.loss)(pred, target, **full), atol=0)
 
 
+@pytest.mark.usefixtures("eager")
 @each_loss
 def test_bound_settings_are_pytree_leaves(row):
     pred, target = sample(row)

@@ -6,7 +6,6 @@ starts inside JAX.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -168,7 +167,9 @@ def check_settings(
         try:
             numbers = np.asarray(value, np.float64)
         except (TypeError, ValueError):
-            raise TypeError(f"{name}: {setting} must be a number or an array, got {value!r}") from None
+            numbers = None
+        if numbers is None or value is None:  # NumPy reads None as NaN
+            raise TypeError(f"{name}: {setting} must be a number or an array, got {value!r}")
         allowed = domain.get(setting)
         if allowed is not None and not np.all(allowed.holds(numbers)):
             raise ValueError(f"{name}: {setting} must be {allowed.words}, got {value!r}")
@@ -177,7 +178,7 @@ def check_settings(
 def unbound(loss: Any) -> tuple[Any, dict[str, Any]]:
     """The loss under any `functools.partial` or `jax.tree_util.Partial`, and the settings they bind."""
     settings: dict[str, Any] = {}
-    while isinstance(loss, functools.partial):
+    while hasattr(loss, "func") and hasattr(loss, "keywords"):  # JAX wraps a partial in a Partial in a box with these
         settings = {**loss.keywords, **settings}
         loss = loss.func
     return loss, settings

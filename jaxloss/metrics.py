@@ -54,4 +54,5 @@ def _rmse(pred, target, eps, weights, where, *, axes):
         squares = squares * weights
     weight = total_weight(squares.shape, squares.dtype, weights, where, axes, "weighted_mean")
     scale = scale.reshape(weight.shape)
-    return scale * kink.root(squares.sum(axes) / weight + eps / (scale * scale))
+    inverse = 1 / scale  # eps / scale² would be 0/0 where scale² underflows
+    return scale * kink.root(squares.sum(axes) / weight + eps * inverse * inverse)

@@ -42,9 +42,9 @@ class Standardizer(NamedTuple):
         if x.ndim == 0 or x.shape[0] == 0:
             raise ValueError(f"Standardizer.fit: needs at least one row, got an array of shape {x.shape}")
         x = x.astype(xp.promote_types(x.dtype, xp.float32 if xp is jnp else xp.float64))
-        deviation = x - x[0]  # exactly 0 in a constant column, and small beside any offset
-        shift = deviation.mean(0)
-        return cls(xp.asarray(x.shape[0]), x[0] + shift, xp.square(deviation - shift).sum(0))
+        deviation = x - x[:1]  # exactly 0 in a constant column, and small beside any offset
+        shift = deviation.mean(0, keepdims=True)
+        return cls(xp.asarray(x.shape[0]), x[0] + shift[0], xp.square(deviation - shift).sum(0))
 
     def merge(self, other: Standardizer) -> Standardizer:
         """The statistics of both data sets together (Chan, Golub & LeVeque 1983)."""
@@ -77,6 +77,8 @@ class Standardizer(NamedTuple):
         columns, shape = np.shape(self.mean), np.shape(x)
         if shape[len(shape) - len(columns) :] != columns or len(shape) < len(columns):
             raise ShapeError(f"Standardizer.{what}: fitted on columns of shape {columns}, got shape {shape}")
+        aligned = (1,) * (len(shape) - len(columns)) + columns  # no silent rank promotion
+        mean, scale = self.mean.reshape(aligned), self.scale.reshape(aligned)
         if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jnp.floating):
-            return jnp.asarray(self.mean, x.dtype), jnp.asarray(self.scale, x.dtype)
-        return self.mean, self.scale
+            return jnp.asarray(mean, x.dtype), jnp.asarray(scale, x.dtype)
+        return mean, scale

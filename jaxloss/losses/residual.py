@@ -110,7 +110,7 @@ def smooth_l1(pred: Array, target: Array, *, beta: Array | float = 1.0) -> Array
 
 def _ratio(residual: Array, delta: Array | float) -> Array:
     """r/δ, held where its square is still finite: past that the loss is linear to the last bit."""
-    bound = 0.25 * float(jnp.finfo(residual.dtype).max) ** 0.5
+    bound = 0.25 * jnp.finfo(residual.dtype).max ** 0.5  # of r's type: a Python float would be float64 under x64
     return jnp.clip(residual / delta, -bound, bound)
 
 

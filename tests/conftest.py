@@ -1,0 +1,17 @@
+"""A hostile configuration for the whole suite; warnings are errors already, in pyproject.toml."""
+
+import hypothesis
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+hypothesis.settings.register_profile("suite", deadline=None, max_examples=12, derandomize=True, database=None)
+hypothesis.settings.load_profile("suite")
+
+
+@pytest.fixture
+def eager():
+    """Operation by operation, for tests of what is computed rather than compiled: losses share most operations."""
+    with jax.disable_jit():
+        yield

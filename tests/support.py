@@ -1,0 +1,62 @@
+"""What several test files share: data, comparisons, fresh interpreters."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from catalogue import Row
+from mpmath import mpf
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def sample(row: Row, shape: tuple[int, ...] = (4, 3), seed: int = 0, dtype=np.float32) -> tuple[jax.Array, jax.Array]:
+    """An ordinary prediction and target of the row's loss, away from its corners."""
+    random = np.random.default_rng(seed)
+    pred, target = (row.line.draw(random, shape).astype(dtype) for _ in range(2))
+    for corner in row.corners(target.astype(np.float64), **row.usual):
+        pred = np.where(np.abs(pred - corner) < 0.05, pred + dtype(0.125), pred)
+    return jnp.asarray(pred), jnp.asarray(target)
+
+
+def settings_tree(row: Row, shape: tuple[int, ...] = (), dtype=np.float32) -> dict[str, jax.Array]:
+    """The row's usual settings as arrays, so that they can be differentiated, mapped and masked."""
+    return {name: jnp.full(shape, value, dtype) for name, value in row.usual.items()}
+
+
+def exact(oracle, row, pred, target, **settings):
+    """The oracle over arrays, as float64."""
+    settings = {name: mpf(float(value)) for name, value in settings.items()}
+    numbers = zip(np.ravel(pred), np.ravel(target), strict=True)
+    flat = [float(oracle(mpf(float(p)), mpf(float(t)), **settings)) for p, t in numbers]
+    return np.reshape(flat, np.shape(pred))
+
+
+def close(got, want, rtol: float = 1e-6, atol: float = 1e-6) -> None:
+    """Assert that two pytrees agree in structure, shapes and values."""
+    assert jax.tree.structure(got) == jax.tree.structure(want)
+    for left, right in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        assert jnp.shape(left) == jnp.shape(right)
+        np.testing.assert_allclose(np.asarray(left, np.float64), np.asarray(right, np.float64), rtol, atol)
+
+
+def hvp(function, point, direction):
+    """The Hessian of the function times a direction, forward over reverse."""
+    return jax.jvp(jax.grad(function), (point,), (direction,))[1]
+
+
+def run_python(code: str, **environment: str) -> str:
+    """Run the code in a fresh interpreter in the repository root; its output. Fails with its standard error."""
+    paths = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(paths), **environment}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout

@@ -1,0 +1,104 @@
+"""float32 against mpmath: residuals 1e-30 … 1e30, settings 1e-3 … 1e3, at the corners and beside them."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from catalogue import Row, each_loss
+from mpmath import mpf
+
+import jaxloss
+
+FLOAT32 = np.finfo(np.float32)
+VALUE, SLOPE, CURVATURE = 2e-6, 2e-6, 2e-5
+
+
+def residual_pairs(row: Row, settings: dict, full: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Predictions beside target 0, and beside targets of about the residual's size; with all corners."""
+    random = np.random.default_rng(0)
+    exponents = np.linspace(-30, 30, 1201 if full else 101)
+    sizes = 10.0**exponents * random.uniform(0.99, 1.01, exponents.shape)
+    corners = np.float32([0.0, *row.corners(0.0, **settings)])
+    beside = np.concatenate([corners, np.nextafter(corners, np.float32(9e9)), np.nextafter(corners, -np.float32(9e9))])
+    beside = beside[(beside == 0) | (np.abs(beside) >= FLOAT32.tiny)]
+    zero_target = np.float32(np.concatenate([sizes, -sizes, beside, [1e-30, 1e30, -1e-30, -1e30]]))
+    other_target = np.float32(random.uniform(-0.4, 0.4, sizes.shape) * sizes)
+    pred = np.concatenate([zero_target, np.float32(random.choice([-1, 1], sizes.shape) * sizes)])
+    return pred, np.concatenate([np.zeros_like(zero_target), other_target])
+
+
+def check(got: np.ndarray, exact: list, size: list, relative: float, inputs: list, what: str) -> None:
+    """Assert float32 results against exact ones, relative to `size`, wherever those are normal numbers."""
+    worst, where = 0.0, None
+    for number, true, unit, given in zip(got.astype(np.float64).tolist(), exact, size, inputs, strict=True):
+        assert number == number, f"{what} is NaN at {given}, exactly {float(true)}"
+        if abs(true) > mpf(float(FLOAT32.max)):
+            assert abs(number) >= 0.999 * float(FLOAT32.max), f"{what} overflows exactly at {given}, got {number}"
+            continue
+        error = abs(mpf(number) - true) if abs(number) < np.inf else mpf("inf")
+        if abs(unit) < mpf(float(FLOAT32.tiny)):
+            assert error <= mpf(float(FLOAT32.tiny)), f"{what} at {given}: {number} for a number below float32's"
+            continue
+        if error / abs(unit) > worst:
+            worst, where = float(error / abs(unit)), (given, number, float(true))
+    assert worst <= relative, f"{what}: relative error {worst:.2g} at {where}"
+
+
+def check_accuracy(row: Row, loss, full: bool) -> None:
+    """Value, slope and curvature of the loss against the row's oracles, over all its settings in one call."""
+    pairs = row.pairs or (lambda settings, full: residual_pairs(row, settings, full))
+    drawn = [(settings, *pairs(settings, full)) for settings in row.sweep]
+    pred, target = (np.concatenate([entry[part] for entry in drawn]) for part in (1, 2))
+    settings = {
+        name: np.concatenate([np.full(len(entry[1]), entry[0][name], np.float32) for entry in drawn])
+        for name in row.sweep[0]
+    }
+    inputs = [
+        (mpf(float(p)), mpf(float(t)), {name: mpf(float(array[i])) for name, array in settings.items()})
+        for i, (p, t) in enumerate(zip(pred, target, strict=True))
+    ]
+    shown = [(float(p), float(t), {name: float(value) for name, value in given.items()}) for p, t, given in inputs]
+    device = {name: jnp.asarray(array) for name, array in settings.items()}
+
+    def value(pred, target, **given):
+        return loss(pred, target, reduction="none", **given)
+
+    for what, function, oracle, size, relative in (
+        ("value", value, row.value, None, VALUE),
+        ("slope", jaxloss.slope(loss), row.slope, None, SLOPE),
+        ("curvature", jaxloss.curvature(loss), row.curvature, row.curvature_size, CURVATURE),
+    ):
+        exact = [mpf(oracle(p, t, **given)) for p, t, given in inputs]
+        unit = exact if size is None else [mpf(size(p, t, **given)) for p, t, given in inputs]
+        got = np.asarray(jax.device_get(function(jnp.asarray(pred), jnp.asarray(target), **device)))
+        check(got, exact, unit, relative * row.tolerance, shown, f"{what} of {row.name}")
+
+
+@each_loss
+def test_float32_is_as_accurate_as_promised(row):
+    check_accuracy(row, row.loss, full=False)
+
+
+@pytest.mark.slow
+@each_loss
+def test_float32_is_as_accurate_as_promised_on_a_fine_grid(row):
+    check_accuracy(row, row.loss, full=True)
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@each_loss
+def test_half_precision_is_as_accurate_as_its_inputs(row, dtype):
+    """The input is rounded once, by the caller; nothing is rounded to half precision after that."""
+    random = np.random.default_rng(0)
+    pred, target = (jnp.asarray(row.line.draw(random, (4, 3)), dtype) for _ in range(2))
+    wide = [array.astype(jnp.float32) for array in (pred, target)]
+    for reduction in ("none", "mean"):
+        got = row.loss(pred, target, reduction=reduction, **row.usual)
+        assert got.dtype == jnp.float32
+        assert jnp.array_equal(got, row.loss(*wide, reduction=reduction, **row.usual))
+    gradient = jax.grad(row.loss)(pred, target, **row.usual)
+    assert gradient.dtype == jnp.dtype(dtype)
+    assert jnp.array_equal(gradient, jax.grad(row.loss)(*wide, **row.usual).astype(dtype))

@@ -3,6 +3,7 @@
 from jaxloss import losses as losses
 from jaxloss import metrics as metrics
 from jaxloss import scaling as scaling
+from jaxloss.composite import composite as composite
 from jaxloss.contract import ShapeError as ShapeError
 from jaxloss.lift import Loss as Loss
 from jaxloss.lift import Traits as Traits
@@ -20,6 +21,7 @@ from jaxloss.losses.residual import smooth_l1 as smooth_l1
 from jaxloss.metrics import rmse as rmse
 from jaxloss.reduce import LossSum as LossSum
 from jaxloss.reduce import loss_sum as loss_sum
+from jaxloss.reduce import observed as observed
 from jaxloss.scaling import Standardizer as Standardizer
 
 __version__ = "0.1.0"

@@ -6,6 +6,7 @@ starts inside JAX.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
 __all__ = ["NONNEGATIVE", "OPEN_UNIT", "POSITIVE", "Domain", "ShapeError"]
 
@@ -197,3 +199,12 @@ def check_loss(loss: Any) -> None:
     lifted = getattr(function, "lifted", None)
     if lifted is not None:
         check_settings(lifted.name, settings, lifted.defaults, lifted.domain)
+
+
+def as_pytree(function: Callable) -> Partial:
+    """The function as a pytree, so that `jit` traces the settings it binds and compares the rest."""
+    if isinstance(function, Partial):
+        return function
+    if isinstance(function, functools.partial):
+        return Partial(function.func, *function.args, **function.keywords)
+    return Partial(function)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from jaxloss.contract import loss_name, unbound
 
-__all__ = ["LossSum", "loss_sum"]
+__all__ = ["LossSum", "loss_sum", "observed"]
 
 REDUCTIONS = ("mean", "weighted_mean", "sum", "none")
 
@@ -26,24 +26,41 @@ class LossSum(NamedTuple):
     """A total and the weight to divide it by; two of them add.
 
     `total` is Σwℓ. `weight` is N, the number of unmasked elements, for reduction "mean", and Σw for "weighted_mean".
+    For a loss of several heads (`composite`) both are pytrees, with one leaf to a head.
     """
 
-    total: jax.Array
-    weight: jax.Array
+    total: Any
+    weight: Any
 
     def __add__(self, other: LossSum) -> LossSum:  # type: ignore[override]
         if not isinstance(other, LossSum):
             return NotImplemented
-        return LossSum(self.total + other.total, self.weight + other.weight)
+        return LossSum(*jax.tree.map(jnp.add, tuple(self), tuple(other)))
 
     def __radd__(self, other: Any) -> LossSum:
         """So that `sum(parts)`, which starts at 0, works."""
         return self if isinstance(other, int) and other == 0 else NotImplemented
 
     @property
+    def each(self) -> Any:
+        """total / weight of every head; 0 over nothing."""
+        return jax.tree.map(divide, self.total, self.weight)
+
+    @property
     def mean(self) -> jax.Array:
-        """total / weight; 0 over nothing."""
-        return divide(self.total, self.weight)
+        """total / weight, summed over the heads; 0 over nothing."""
+        return sum(jax.tree.leaves(self.each), start=0)  # type: ignore[return-value]
+
+
+def observed(target: Any) -> Any:
+    """A mask of the entries that are not NaN: `loss(pred, target, where=observed(target))` takes NaN as absent.
+
+    >>> from jaxloss import mse, observed
+    >>> target = jnp.array([1.0, jnp.nan, 3.0])
+    >>> float(mse(jnp.zeros(3), target, where=observed(target)))
+    5.0
+    """
+    return jax.tree.map(lambda leaf: ~jnp.isnan(leaf), target)
 
 
 def divide(total: jax.Array, weight: jax.Array) -> jax.Array:
@@ -133,11 +150,14 @@ def loss_sum(
     >>> float(sum(loss_sum(mse, pred, target) for pred, target in parts).mean)
     4.666666507720947
     """
-    name = loss_name(loss)
+    name, (function, bound) = loss_name(loss), unbound(loss)
     if reduction not in ("mean", "weighted_mean"):
         raise ValueError(f"loss_sum({name}): reduction must be 'mean' or 'weighted_mean', got {reduction!r}")
+    if hasattr(function, "sums"):
+        shared = {"weights": weights, "where": where, "axis": axis, "reduction": reduction}
+        return function.sums(pred, target, **shared, **bound, **settings)
     total = loss(pred, target, weights=weights, where=where, axis=axis, reduction="sum", **settings)
     shape = jnp.shape(target)
-    shape = shape[: len(shape) - getattr(unbound(loss)[0], "event_ndim", 0)]
+    shape = shape[: len(shape) - getattr(function, "event_ndim", 0)]
     axes = check_reduction(name, reduction, axis, len(shape))
     return LossSum(total, total_weight(shape, total.dtype, weights, where, axes, reduction))

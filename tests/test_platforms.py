@@ -19,6 +19,7 @@ import jaxloss
 # Module or folder of jaxloss, and what it may import of jaxloss.
 ARROWS = {
     "kink": set(),
+    "composite": {"reduce", "contract"},
     "reduce": {"contract"},
     "scaling": {"contract"},
     "contract": set(),

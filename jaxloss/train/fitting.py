@@ -250,8 +250,13 @@ def _select(data: Batch, rows: int, index: Any, present: Any) -> Batch:
     batch = jax.tree.map(take, data)
     if present is None:
         return batch
-    present = present.reshape(present.shape + (1,) * (batch.target.ndim - 1))
-    return batch._replace(where=present if batch.where is None else batch.where & present)
+
+    def mask(target: Any, where: Any = None) -> Any:
+        rows_present = present.reshape(present.shape + (1,) * (target.ndim - 1))
+        return rows_present if where is None else where & rows_present
+
+    masked = (batch.target,) if batch.where is None else (batch.target, batch.where)
+    return batch._replace(where=jax.tree.map(mask, *masked))
 
 
 def _evaluate(objective: Any, state: TrainState, data: Batch) -> LossSum:

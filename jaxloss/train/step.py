@@ -6,7 +6,6 @@ their weights. Written this way it is exact whatever is masked where, and costs 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,24 +16,15 @@ import optax
 from jax import lax
 from jax.tree_util import Partial
 
-from jaxloss.contract import check_loss, unbound
+from jaxloss.contract import as_pytree, check_loss, unbound
 from jaxloss.reduce import LossSum, divide, loss_sum
 from jaxloss.train.state import Batch, TrainState
 
-__all__ = ["Objective", "as_pytree", "is_stateful", "make_step", "objective_sum", "supervised"]
+__all__ = ["Objective", "is_stateful", "make_step", "objective_sum", "supervised"]
 
 Objective = Callable[..., Any]
 """`(params, batch) -> LossSum`; with an attribute `stateful = True`,
 `(params, batch, *, model_state, key, train) -> (LossSum, model_state)`."""
-
-
-def as_pytree(function: Callable) -> Partial:
-    """The function as a pytree, so that `jit` traces the settings it binds and compares the rest."""
-    if isinstance(function, Partial):
-        return function
-    if isinstance(function, functools.partial):
-        return Partial(function.func, *function.args, **function.keywords)
-    return Partial(function)
 
 
 def supervised(apply: Callable, loss: Callable, *, stateful: bool = False, reduction: str = "mean") -> Objective:
@@ -77,8 +67,9 @@ def objective_sum(
         total = objective(params, batch)
     if not isinstance(total, LossSum):
         raise TypeError(f"an objective returns a LossSum, got {type(total).__name__}: use jaxloss.loss_sum(…)")
-    if jnp.shape(total.total) != ():
-        raise TypeError(f"an objective's total is a scalar, got shape {jnp.shape(total.total)}: leave axis out")
+    for leaf in jax.tree.leaves(total.total):
+        if jnp.shape(leaf) != ():
+            raise TypeError(f"an objective's total is a scalar, got shape {jnp.shape(leaf)}: leave axis out")
     return total, model_state
 
 
@@ -102,25 +93,30 @@ def make_step(
     ([0.10000000149011612, 0.20000000298023224], 2.5)
     """
 
-    def total(params: Any, batch: Batch, model_state: Any, key: Any) -> tuple[jax.Array, tuple[LossSum, Any]]:
-        sum_, model_state = objective_sum(objective, params, batch, model_state, key, train=True)
-        return sum_.total, (sum_, model_state)
+    def gradients(params: Any, batch: Batch, model_state: Any, key: Any) -> tuple[list[Any], tuple[LossSum, Any]]:
+        """One gradient for each head's total: they are divided by different weights, once those are known."""
 
-    gradient = jax.grad(total, has_aux=True)
+        def totals(params: Any) -> tuple[list[jax.Array], tuple[LossSum, Any]]:
+            sum_, model_state_ = objective_sum(objective, params, batch, model_state, key, train=True)
+            return jax.tree.leaves(sum_.total), (sum_, model_state_)
+
+        heads, pull, aux = jax.vjp(totals, params, has_aux=True)
+        one, zero = jnp.ones_like, jnp.zeros_like
+        return [pull([one(head) if head is own else zero(head) for head in heads])[0] for own in heads], aux
 
     def accumulate(params: Any, batch: Batch, model_state: Any, key: Any) -> tuple[Any, tuple[LossSum, Any]]:
         if micro_batches == 1:
-            return gradient(params, batch, model_state, key)
+            return gradients(params, batch, model_state, key)
         parts = _split(batch, micro_batches)
 
         def add(carry, numbered):
             grads, sum_, model_state = carry
             number, part = numbered
-            more, (more_sum, model_state) = gradient(params, part, model_state, jax.random.fold_in(key, number))
+            more, (more_sum, model_state) = gradients(params, part, model_state, jax.random.fold_in(key, number))
             return (jax.tree.map(jnp.add, grads, more), sum_ + more_sum, model_state), None
 
         first = jax.tree.map(lambda leaf: leaf[0], parts)
-        shapes = jax.eval_shape(gradient, params, first, model_state, key)
+        shapes = jax.eval_shape(gradients, params, first, model_state, key)
         grads, (sum_, _) = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         carry, _ = lax.scan(add, (grads, sum_, model_state), (jnp.arange(micro_batches), parts))
         return carry[0], carry[1:]
@@ -128,7 +124,9 @@ def make_step(
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, LossSum]]:
         key = jax.random.fold_in(state.key, state.step) if is_stateful(objective) or micro_batches > 1 else state.key
         grads, (sum_, model_state) = accumulate(state.params, batch, state.model_state, key)
-        grads = jax.tree.map(lambda leaf: divide(leaf, sum_.weight).astype(leaf.dtype), grads)
+        weights = jax.tree.leaves(sum_.weight)
+        grads = [jax.tree.map(lambda leaf, w=w: divide(leaf, w).astype(leaf.dtype), g) for g, w in zip(grads, weights)]
+        grads = jax.tree.map(lambda *heads: sum(heads), *grads) if len(grads) > 1 else grads[0]
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         return TrainState(params, opt_state, model_state, state.key, state.step + 1), {"loss": sum_}

@@ -121,7 +121,7 @@ def total_weight(
     reduced = math.prod(shape[axis] for axis in axes)
     kept = tuple(size for axis, size in enumerate(shape) if axis not in axes)
     if reduction == "weighted_mean" and weights is not None:
-        weights = jnp.broadcast_to(weights, shape).astype(dtype)
+        weights = jnp.broadcast_to(jnp.asarray(weights, dtype), shape)
         return (weights if where is None else hide(weights, where, 0.0)).sum(axes)
     if where is None:
         return jnp.full(kept, reduced, dtype)

@@ -119,7 +119,7 @@ def test_double_precision_does_not_leak_into_a_float32_program(row):
 
         def everything(pred):
             derivatives = jaxloss.slope, jaxloss.curvature
-            part = jaxloss.loss_sum(row.loss, pred, target, weights=weights, where=where, **settings)
+            part = jaxloss.loss_sum(row.loss, pred, target, weights=weights, reduction="weighted_mean", **settings)
             return jax.value_and_grad(value)(pred), part, [d(row.loss)(pred, target, **settings) for d in derivatives]
 
         assert "f64" not in str(jax.make_jaxpr(everything)(pred))

@@ -81,7 +81,7 @@ def huber(pred: Array, target: Array, *, delta: Array | float = 1.0) -> Array:
 
 
 def _smooth_l1_slope(pred: Array, target: Array, *, beta: Array) -> Array:
-    return jnp.clip((pred - target) / beta, -1, 1)
+    return jnp.clip(pred - target, -beta, beta) / beta
 
 
 def _smooth_l1_curvature(pred: Array, target: Array, *, beta: Array) -> Array:
@@ -108,9 +108,13 @@ def smooth_l1(pred: Array, target: Array, *, beta: Array | float = 1.0) -> Array
     return inner / beta * (size - 0.5 * inner)
 
 
-def _ratio(residual: Array, delta: Array | float) -> Array:
-    """r/δ, held where its square is still finite: past that the loss is linear to the last bit."""
-    bound = 0.25 * jnp.finfo(residual.dtype).max ** 0.5  # of r's type: a Python float would be float64 under x64
+def _far(residual: Array) -> Array:
+    """A ratio r/δ whose square is still finite, and past which the loss is linear to the last bit."""
+    return 0.25 * jnp.finfo(residual.dtype).max ** 0.5  # of r's type: a Python float would be float64 under x64
+
+
+def _ratio(residual: Array, delta: Array) -> Array:
+    bound = _far(residual)
     return jnp.clip(residual / delta, -bound, bound)
 
 
@@ -142,7 +146,7 @@ def pseudo_huber(pred: Array, target: Array, *, delta: Array | float = 1.0) -> A
     4.0
     """
     size = jnp.abs(pred - target)
-    ratio = _ratio(size, delta)
+    ratio = jnp.minimum(size / delta, _far(size))
     return delta * size * (ratio / (1 + jnp.sqrt(1 + ratio * ratio)))
 
 
@@ -161,7 +165,7 @@ def _log_cosh_curvature(pred: Array, target: Array) -> Array:
     traits=Traits(residual=True, convex=True, symmetric=True, bounded_influence=True, estimates="M-estimate"),
 )
 def log_cosh(pred: Array, target: Array) -> Array:
-    """log cosh r, computed as |r| + log1p(expm1(−2|r|)/2), and as ½·log1p(sinh² r) near 0, where that would cancel.
+    """log cosh r, computed as log1p(m²/(2 + 2m)) with m = expm1 |r|, and |r| − log 2 past |r| = 20, where they agree.
 
     ≈ ½r² near 0 and ≈ |r| − log 2 far out, like pseudo-Huber with a faster turn; r must be in units of the noise, as
     there is no setting. Smooth: slope tanh r, curvature sech² r.
@@ -170,6 +174,6 @@ def log_cosh(pred: Array, target: Array) -> Array:
     99.3069
     """
     size = jnp.abs(pred - target)
-    near = size < 1
-    sinh = jnp.sinh(jnp.where(near, size, 0))
-    return jnp.where(near, 0.5 * jnp.log1p(sinh * sinh), size + jnp.log1p(0.5 * jnp.expm1(-2 * size)))
+    inner = jnp.minimum(size, 20)
+    growth = jnp.expm1(inner)
+    return jnp.log1p(growth * growth / (2 + 2 * growth)) + (size - inner)

@@ -6,6 +6,8 @@ every loss (`jaxloss.lift.Loss`, and the README). All are zero at a perfect fit 
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -108,7 +110,7 @@ def smooth_l1(pred: Array, target: Array, *, beta: Array | float = 1.0) -> Array
     return inner / beta * (size - 0.5 * inner)
 
 
-def _far(residual: Array) -> Array:
+def _far(residual: Array) -> Any:
     """A ratio r/δ whose square is still finite, and past which the loss is linear to the last bit."""
     return 0.25 * jnp.finfo(residual.dtype).max ** 0.5  # of r's type: a Python float would be float64 under x64
 

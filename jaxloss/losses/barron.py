@@ -39,7 +39,7 @@ ZERO_TO_TWO = Domain("between 0 and 2", lambda alpha: (alpha >= 0) & (alpha <= 2
 
 
 class _Parts(NamedTuple):
-    """The pieces of the loss at one residual; `half` is exp(−v/2), `inverse` 1/(1 + z), `y` αu/2."""
+    """The pieces of the loss at one residual; `quarter` is exp(−v/4), `inverse` 1/(1 + z), `y` αu/2."""
 
     alpha: Array
     beta: Array
@@ -49,9 +49,13 @@ class _Parts(NamedTuple):
     u: Array
     v: Array
     y: Array
-    half: Array
+    quarter: Array
     inverse: Array
     bend: Array
+
+    @property
+    def half(self) -> Array:
+        return self.quarter * self.quarter
 
 
 def _parts(residual: Array, alpha: Array, scale: Array) -> _Parts:
@@ -91,7 +95,7 @@ def _parts(residual: Array, alpha: Array, scale: Array) -> _Parts:
     v = jnp.where(near, 0.5 * x * (1 - t), 2 * (main + rest))
     slant = jnp.where(flat, -1, alpha / jnp.maximum(beta, info.eps))
     y = jnp.where(near, slant * v, 0.5 * alpha * u)
-    return _Parts(alpha, beta, ratio, near, x, u, v, y, exp_sum(-main, -rest), inverse, bend)
+    return _Parts(alpha, beta, ratio, near, x, u, v, y, exp_sum(-0.5 * main, -0.5 * rest), inverse, bend)
 
 
 def _slope(residual: Array, alpha: Array, scale: Array) -> Array:
@@ -108,7 +112,7 @@ def _curvature(residual: Array, alpha: Array, scale: Array) -> Array:
 
 def _scale_slope(residual: Array, alpha: Array, scale: Array) -> Array:
     at = _parts(residual, alpha, scale)
-    return -(at.ratio * at.half) * ((at.ratio / scale) * at.half)
+    return -(at.ratio * at.quarter * at.quarter) * ((at.ratio / scale) * at.quarter * at.quarter)
 
 
 def _alpha_slope(residual: Array, alpha: Array, scale: Array) -> Array:
@@ -116,9 +120,9 @@ def _alpha_slope(residual: Array, alpha: Array, scale: Array) -> Array:
     at = _parts(residual, alpha, scale)
     beta = jnp.maximum(at.beta, jnp.finfo(residual.dtype).eps)
     # u³ times a divided difference of exp.
-    small = (at.u < 1) & (at.y > -0.5)
+    small = (at.u < 1) & (at.y > -1)
     u, y = jnp.where(small, at.u, 0), jnp.where(small, at.y, 0)
-    series = 0.25 * (beta * u) * u * u * exp_difference(y, y, y - u, single=13, double=24)
+    series = 0.25 * (beta * u) * u * u * exp_difference(y, y, y - u, single=15, double=26)
     # For α ≥ 1, where u may be large and β small; raised is β(1 + z)^(α/2).
     steep = at.alpha >= 1
     a = jnp.where(steep, at.alpha, 1)
@@ -126,12 +130,10 @@ def _alpha_slope(residual: Array, alpha: Array, scale: Array) -> Array:
     kept = (2 + a) / (a * a)
     steeply = 0.5 * (raised * (at.u / a - kept) + beta * (kept + 0.5 * at.u * exprel(jnp.where(steep, -at.v, 0))))
     # For α < 1: ½(u²·χ(y) − e^y·bend), χ(y) = (1 + (y − 1)e^y)/y².
-    y = jnp.where(jnp.abs(at.y) < 0.5, 1, at.y)
-    inner = jnp.where(jnp.abs(at.y) < 0.5, at.y, 0)
+    mild = jnp.abs(at.y) < 1
+    inner, y = jnp.where(mild, at.y, 0), jnp.where(mild, 1, at.y)
     grown = raised / beta
-    chi = jnp.where(
-        jnp.abs(at.y) < 0.5, exp_difference(inner, inner, single=9, double=16), (1 + (y - 1) * grown) / (y * y)
-    )
+    chi = jnp.where(mild, exp_difference(inner, inner, single=11, double=20), (1 + (y - 1) * grown) / (y * y))
     general = 0.5 * (at.u * at.u * chi - grown * at.bend)
     slope = jnp.where(small, series, jnp.where(steep, steeply, general))
     return jnp.where(alpha == -jnp.inf, 0, slope)
@@ -143,8 +145,8 @@ def _value(residual: Array, alpha: Array, scale: Array) -> Array:
     plain = (at.y < 0.5) & (at.alpha < 1)
     v, y = jnp.where(plain, at.v, 0), jnp.where(plain, at.y, 0)
     falling = at.beta * (at.v * exprel(-at.v))
-    raised = (jnp.square(at.ratio * at.half) - falling) / jnp.where(plain, 1, at.alpha)
-    value = jnp.where(plain, v * exprel(y), raised)
+    root, divisor = at.ratio * at.half, jnp.where(plain, 1, at.alpha)
+    value = jnp.where(plain, v * exprel(y), root * (root / divisor) - falling / divisor)
     limit = jnp.where(alpha >= 0, jnp.inf, -at.beta / jnp.where(alpha >= 0, 1, at.alpha))
     limit = jnp.where(alpha == -jnp.inf, 1, limit)
     return jnp.where(jnp.abs(residual) == jnp.inf, limit, value)
@@ -181,7 +183,7 @@ def barron(pred: Array, target: Array, *, alpha: Array | float, scale: Array | f
     >>> barron(jnp.array([0.0, 3.0]), jnp.zeros(2), alpha=-2.0, scale=1.5, reduction="none").tolist()
     [0.0, 1.0]
     """
-    return _loss(pred - target, jnp.asarray(alpha), jnp.asarray(scale))
+    return _loss(pred - target, alpha, scale)
 
 
 def _log_partition(alpha: Array) -> Array:

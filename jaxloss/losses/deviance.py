@@ -119,7 +119,7 @@ def gamma_deviance(pred: Array, target: Array) -> Array:
     return 2 * jnp.where(near, close, target / pred - (1 + log_ratio))
 
 
-def _mean_of(pred: Array, power: Array) -> Array:
+def _mean_of(pred: Array, power: Array | float) -> Array:
     """pred as a positive finite number; NaN below 0, and 1 at power 0, where nothing is raised to a power."""
     mean = jnp.clip(_nonnegative(pred), jnp.finfo(pred.dtype).tiny, _finite(pred))
     return jnp.where(power == 0, 1, mean)
@@ -142,11 +142,8 @@ def _tweedie_slope(pred: Array, target: Array, *, power: Array) -> Array:
 
 def _tweedie_curvature(pred: Array, target: Array, *, power: Array) -> Array:
     mean = _mean_of(pred, power)
-    root = _power(_log(mean), -0.5 * power)
-    above = mean > 1
-    balance = (1 - power) * mean + power * target
-    factors = jnp.where(above, balance / mean, balance) * root, root / jnp.where(above, 1, mean)
-    return 2 * factors[0] * factors[1]
+    root = _power(_log(mean), -0.5 * (power + 1))
+    return 2 * (((1 - power) * mean + power * target) * root) * root
 
 
 @pointwise(
@@ -175,30 +172,36 @@ def tweedie_deviance(pred: Array, target: Array, *, power: Array | float) -> Arr
     far_ratio = (log_amount[0] - log_mean[0]) + (log_amount[1] - log_mean[1])
     log_ratio = jnp.where(near, 2 * s * (1 + s * s * atanh_tail(s * s)), far_ratio)
     one, two = 1 - power, 2 - power
-    root = _power(log_mean, 0.5 * two)
-    # Close: the deviance is a divided difference of exp, whatever the power.
+    # Close: the deviance is a divided difference of exp, whatever the power. Else there are two spellings.
     close = (jnp.abs(log_ratio) < 0.5) & (jnp.abs(two * log_ratio) < 1)
+    low = (power >= 1) & (power < 1.5) & positive & ~close
+    other = positive & ~close & ~low
+    root = _power(log_mean, 0.5 * jnp.where(low, one, two))
     small = jnp.where(close, log_ratio, 0)
-    series = jnp.square(root * small) * exp_difference(small, two * small, single=12, double=20)
+    series = jnp.square(root * small) * (2 * exp_difference(small, two * small, single=12, double=20))
     # Powers from 1 to 1.5: (a·ℓ·exprel((1−p)ℓ) − (a − μ))·μ^(1−p)/(2−p), with ℓ = log(a/μ).
-    low = (power >= 1) & (power < 1.5)
     growth = amount * (log_ratio * exprel(jnp.where(low, one * log_ratio, 0)))
-    from_one = (growth - (amount - mean)) * (root * (root / mean)) / jnp.where(low, two, 1)
+    from_one = ((growth - (amount - mean)) * root) * (root / jnp.where(low, two, 1))
     # Others: ((a^(2−p) − μ^(2−p))/(2−p) − μ^(1−p)(a − μ))/(1−p), the first ratio by exprel where p is near 2.
-    mild = low | (jnp.abs(two * log_ratio) < 1)
-    one, product = jnp.where(low, 1, one), jnp.where(mild, 1, one * two)
+    one_or = jnp.where(other, one, 1)
+    mild = ~other | (jnp.abs(two * log_ratio) < 1)
+    product = jnp.where(mild, 1, one * two)
     peak = _power(log_amount, jnp.where(mild, 0, 0.5 * two))
-    rise = peak * (peak / product) - root * (root / product)
-    mildly = root * ((root / one) * (log_ratio * exprel(jnp.where(mild & ~low, two * log_ratio, 0))))
-    wide = (amount > 2 * mean) & (mean < 1)
-    tangent = root * (jnp.where(wide, root / mean, root) / one) * ((amount - mean) / jnp.where(wide, 1, mean))
-    general = jnp.where(mild, mildly, rise) - tangent
-    regular = jnp.where(close, series, jnp.where(low, from_one, general))
+    lift = jnp.where(jnp.maximum(root, peak) < 1e-8, 2.0**30, 1)  # or the squares might underflow
+    high, peak = lift * root, lift * peak
+    rise = peak * (peak / product) - high * (high / product)
+    mildly = high * ((high / one_or) * (log_ratio * exprel(jnp.where(mild & other, two * log_ratio, 0))))
+    wide = other & (amount > 1e30 * mean)  # or amount/mean might overflow
+    gap = jnp.where(other, amount - mean, 0) / jnp.where(other & ~wide, mean, 1)
+    tangent = high * ((high / jnp.where(wide, mean, 1)) / one_or) * gap
+    general = (jnp.where(mild, mildly, rise) - tangent) / (lift * lift)
+    regular = jnp.where(close, series, 2 * jnp.where(low, from_one, general))
     regular = jnp.where(jnp.isnan(regular) & ~jnp.isnan(pred), jnp.inf, regular)  # ∞ − ∞, past all bounds
     # A target of 0 or less has no power.
-    slant = jnp.where(target == 0, 0, (target * (root / mean)) * (root / one))
+    root, mean = jnp.where(positive, 1, root), jnp.where(positive, 1, mean)
+    slant = jnp.where(target == 0, 0, (target * (root / mean)) * (root / jnp.where(power == 1, 1, one)))
     bare = root * root / jnp.where(power < 2, two, 1) - slant
     bare = jnp.where((power < 2) & ((target == 0) | (power < 1)), bare, jnp.where(target == 0, jnp.inf, jnp.nan))
-    deviance = 2 * jnp.where(positive, regular, bare)
+    deviance = jnp.where(positive, regular, 2 * bare)
     infinite = ((pred == jnp.inf) & (power < 2)) | (target == jnp.inf)
     return jnp.where(power == 0, jnp.square(pred - target), jnp.where(infinite, jnp.inf, deviance))

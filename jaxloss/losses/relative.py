@@ -82,7 +82,7 @@ def _held(x: Array) -> Array:
     return jnp.clip(x, -limit, limit)
 
 
-def _smape_parts(pred: Array, target: Array, epsilon: Array) -> tuple[Array, Array, Array, Array]:
+def _smape_parts(pred: Array, target: Array, epsilon: Array | float) -> tuple[Array, Array, Array, Array]:
     pred, target = _held(pred), _held(target)
     size = jnp.abs(pred) + jnp.abs(target)
     return pred, target, size, 1 / jnp.maximum(size, epsilon)

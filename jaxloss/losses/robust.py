@@ -25,8 +25,8 @@ _REDESCENDING = Traits(residual=True, symmetric=True, bounded_influence=True, es
 
 def _held(residual: Array, scale: Array | float, bound: float | None = None) -> Array:
     """r held within ±bound·scale; by default where the square of r/scale is still finite."""
-    bound = 0.5 * float(jnp.finfo(residual.dtype).max) ** 0.5 if bound is None else bound
-    return jnp.clip(residual, -bound * scale, bound * scale)
+    limit = (0.5 * float(jnp.finfo(residual.dtype).max) ** 0.5 if bound is None else bound) * scale
+    return jnp.clip(residual, -limit, limit)
 
 
 def _cauchy_slope(pred: Array, target: Array, *, scale: Array) -> Array:
@@ -43,14 +43,14 @@ def _cauchy_curvature(pred: Array, target: Array, *, scale: Array) -> Array:
     return (1 - square) * weight * weight
 
 
-def _half_log(size: Array, scale: Array) -> Array:
+def _half_log(size: Array, scale: Array | float) -> Array:
     """½·log(1 + q²), with derivatives that do not underflow."""
     ratio = size / scale
     far = ratio > 1e9
-    return jnp.where(far, 1, 0.5) * jnp.log1p(jnp.where(far, ratio, ratio * ratio))
+    return jnp.where(far, 1, 0.5) * jnp.log1p(jnp.where(far, ratio - 1, ratio * ratio))
 
 
-def _share(size: Array, scale: Array) -> Array:
+def _share(size: Array, scale: Array | float) -> Array:
     """q²/(1 + q²)."""
     square = jnp.square(_held(size, scale) / scale)
     return square / (1 + square)

@@ -43,6 +43,7 @@ class _Parts(NamedTuple):
 
     alpha: Array
     beta: Array
+    residual: Array
     ratio: Array
     near: Array
     x: Array
@@ -60,47 +61,47 @@ class _Parts(NamedTuple):
 
 def _parts(residual: Array, alpha: Array, scale: Array) -> _Parts:
     info = jnp.finfo(residual.dtype)
-    bound, octaves = 2.0 ** (info.maxexp * 7 // 8), info.maxexp // 2 - 2
-    residual = jnp.clip(residual, -bound * scale, bound * scale)
+    limit = jnp.minimum(2.0 ** (info.maxexp - 1) * scale, info.max)
+    residual = jnp.clip(residual, -limit, limit)
     ratio = residual / scale
     # α = −∞ is the limit z → 0, in which α and β have no part: they get values that do no harm.
     flat = alpha == -jnp.inf
     alpha = jnp.where(flat, -2, alpha)
     beta = 2 - alpha
     beta_low = (2 - beta) - alpha
-    # Far out x would overflow: r is taken 2^−octaves times, so that 1 + z is unit + z with unit = 4^−octaves.
-    far = jnp.abs(ratio) > 2.0 ** (info.maxexp // 3)
-    unit = jnp.where(far, 4.0**-octaves, 1)
+    divisor = jnp.maximum(beta, info.eps)  # at α = 2, as at the float before it
+    plain = jnp.where(flat, 0, (ratio / divisor) * ratio)
+    # Far out x would overflow: r is taken 2^−octaves times, and the 1 in 1 + z can be left out.
+    far, octaves = jnp.abs(ratio) > 2.0 ** (info.maxexp // 3), info.maxexp * 3 // 5
+    near = (plain < 1) | (far & (beta > 1e9))
     high, low = quotient(jnp.where(far, residual * 2.0**-octaves, residual), 0, scale)
-    x_high, x_low = high * high, low * (2 * high + low)
-    z_high, z_low = quotient(x_high, x_low, jnp.maximum(beta, info.eps))  # at α = 2, as at the float before it
-    z_high, z_low = jnp.where(flat, 0, z_high), jnp.where(flat, 0, z_low)
-    near = z_high + z_low < unit
-    # Near: u = z(1 − t) and v = ½x(1 − t), with t of the order of ½z. Far out and still near, v is past any limit.
-    x_high, x_low = jnp.where(far, 1e4, x_high), jnp.where(far, 0, x_low)
+    z_high, z_low = quotient(high * high, low * (2 * high + low), divisor)
+    # Near: u = z(1 − t) and v = ½x(1 − t), with t of the order of ½z. Far out and near, v is past all bounds: any will do.
     x = jnp.where(far, 1e4, ratio * ratio)
-    z = jnp.where(near & ~far, z_high + z_low, 0)
+    z = jnp.where(far, 0, jnp.where(near, plain, 0))
     s = z / (2 + z)
     t = s - 2 * s * s * atanh_tail(s * s) / (2 + z)
     # Elsewhere: u is the logarithm of a sum that is carried in a pair, v its multiple.
+    unit = jnp.where(far, 0, 1)
     total = jnp.where(near, 1, unit + z_high)
     total_low = jnp.where(near, 0, (unit - (total - z_high)) + z_low)
     log_total = log_pair(total, total_low, jnp.where(far, 2.0 * octaves, 0))
-    inverse = jnp.where(near, 1 / (1 + z), unit / (total + total_low))
+    inverse = 1 / (1 + plain)
     u = jnp.where(near, z * (1 - t), log_total[0] + log_total[1])
     bend = jnp.where(near, z * (z * inverse - t), u - (1 - inverse))
     main, rest = scaled(0.25 * beta, log_total)
-    main = jnp.where(near, 0.25 * x_high, main)
-    rest = jnp.where(near, 0.25 * (x_low - x * t), rest + 0.25 * beta_low * bend)
+    main = jnp.where(near, jnp.where(far, 2500, 0.25 * high * high), main)
+    straight = jnp.where(far, 0, low * (2 * high + low)) - x * t
+    rest = jnp.where(near, 0.25 * straight, rest + 0.25 * beta_low * bend)
     v = jnp.where(near, 0.5 * x * (1 - t), 2 * (main + rest))
-    slant = jnp.where(flat, -1, alpha / jnp.maximum(beta, info.eps))
+    slant = jnp.where(flat, -1, alpha / divisor)
     y = jnp.where(near, slant * v, 0.5 * alpha * u)
-    return _Parts(alpha, beta, ratio, near, x, u, v, y, exp_sum(-0.5 * main, -0.5 * rest), inverse, bend)
+    return _Parts(alpha, beta, residual, ratio, near, x, u, v, y, exp_sum(-0.5 * main, -0.5 * rest), inverse, bend)
 
 
 def _slope(residual: Array, alpha: Array, scale: Array) -> Array:
     at = _parts(residual, alpha, scale)
-    slope = ((at.ratio / scale) * at.half) * at.half
+    slope = ((((at.residual * at.quarter) * at.quarter / scale) * at.quarter) / scale) * at.quarter
     return jnp.where((jnp.abs(residual) == jnp.inf) & (alpha > 1), residual, slope)
 
 
@@ -112,7 +113,8 @@ def _curvature(residual: Array, alpha: Array, scale: Array) -> Array:
 
 def _scale_slope(residual: Array, alpha: Array, scale: Array) -> Array:
     at = _parts(residual, alpha, scale)
-    return -(at.ratio * at.quarter * at.quarter) * ((at.ratio / scale) * at.quarter * at.quarter)
+    root = at.ratio * at.quarter * at.quarter
+    return -root * (root / scale)
 
 
 def _alpha_slope(residual: Array, alpha: Array, scale: Array) -> Array:

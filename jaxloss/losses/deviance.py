@@ -30,7 +30,7 @@ def _nonnegative(x: Array) -> Array:
 
 
 def _finite(x: Array) -> Array:
-    return jnp.minimum(x, float(jnp.finfo(x.dtype).max) / 4)
+    return jnp.minimum(x, jnp.finfo(x.dtype).max)
 
 
 def _half_log_ratio(pred: Array, target: Array) -> tuple[Array, Array]:
@@ -114,14 +114,13 @@ def gamma_deviance(pred: Array, target: Array) -> Array:
     pred, target = _nonnegative(pred), _nonnegative(target)
     near, s = _half_log_ratio(pred, target)
     close = 2 * s * s * (1 / (1 - s) - s * atanh_tail(s * s))
-    plain = jnp.where(target == 0, 0, _finite(target))
-    log_ratio = jnp.where(target == 0, -jnp.inf, _log_ratio(_finite(pred), plain))
+    log_ratio = jnp.where(target == 0, -jnp.inf, _log_ratio(pred, _finite(target)))
     return 2 * jnp.where(near, close, target / pred - (1 + log_ratio))
 
 
 def _mean_of(pred: Array, power: Array | float) -> Array:
     """pred as a positive finite number; NaN below 0, and 1 at power 0, where nothing is raised to a power."""
-    mean = jnp.clip(_nonnegative(pred), jnp.finfo(pred.dtype).tiny, _finite(pred))
+    mean = jnp.clip(_nonnegative(pred), jnp.finfo(pred.dtype).tiny, jnp.finfo(pred.dtype).max)
     return jnp.where(power == 0, 1, mean)
 
 
@@ -137,13 +136,15 @@ def _log(x: Array) -> tuple[Array, Array]:
 
 def _tweedie_slope(pred: Array, target: Array, *, power: Array) -> Array:
     root = _power(_log(_mean_of(pred, power)), -0.5 * power)
-    return 2 * ((pred - target) * root) * root
+    return 2 * ((_finite(pred) - target) * root) * root
 
 
 def _tweedie_curvature(pred: Array, target: Array, *, power: Array) -> Array:
     mean = _mean_of(pred, power)
     root = _power(_log(mean), -0.5 * (power + 1))
-    return 2 * (((1 - power) * mean + power * target) * root) * root
+    unit = jnp.where(mean > 1, 2.0**-12, 1)  # or the balance might overflow
+    balance = (1 - power) * (unit * mean) + power * (unit * target)
+    return 2 * jnp.where(power == 0, 1, (balance * root) * (root / unit))
 
 
 @pointwise(
@@ -181,14 +182,14 @@ def tweedie_deviance(pred: Array, target: Array, *, power: Array | float) -> Arr
     series = jnp.square(root * small) * (2 * exp_difference(small, two * small, single=12, double=20))
     # Powers from 1 to 1.5: (a·ℓ·exprel((1−p)ℓ) − (a − μ))·μ^(1−p)/(2−p), with ℓ = log(a/μ).
     growth = amount * (log_ratio * exprel(jnp.where(low, one * log_ratio, 0)))
-    from_one = ((growth - (amount - mean)) * root) * (root / jnp.where(low, two, 1))
+    from_one = (jnp.where(low, growth - (amount - mean), 0) * root) * (root / jnp.where(low, two, 1))
     # Others: ((a^(2−p) − μ^(2−p))/(2−p) − μ^(1−p)(a − μ))/(1−p), the first ratio by exprel where p is near 2.
     one_or = jnp.where(other, one, 1)
     mild = ~other | (jnp.abs(two * log_ratio) < 1)
     product = jnp.where(mild, 1, one * two)
     peak = _power(log_amount, jnp.where(mild, 0, 0.5 * two))
     lift = jnp.where(jnp.maximum(root, peak) < 1e-8, 2.0**30, 1)  # or the squares might underflow
-    high, peak = lift * root, lift * peak
+    high, peak = lift * jnp.where(other, root, 1), lift * peak
     rise = peak * (peak / product) - high * (high / product)
     mildly = high * ((high / one_or) * (log_ratio * exprel(jnp.where(mild & other, two * log_ratio, 0))))
     wide = other & (amount > 1e30 * mean)  # or amount/mean might overflow
@@ -203,5 +204,5 @@ def tweedie_deviance(pred: Array, target: Array, *, power: Array | float) -> Arr
     bare = root * root / jnp.where(power < 2, two, 1) - slant
     bare = jnp.where((power < 2) & ((target == 0) | (power < 1)), bare, jnp.where(target == 0, jnp.inf, jnp.nan))
     deviance = jnp.where(positive, regular, 2 * bare)
-    infinite = ((pred == jnp.inf) & (power < 2)) | (target == jnp.inf)
+    infinite = ((pred == jnp.inf) & (power <= 2)) | (target == jnp.inf)
     return jnp.where(power == 0, jnp.square(pred - target), jnp.where(infinite, jnp.inf, deviance))

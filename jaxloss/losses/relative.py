@@ -37,7 +37,8 @@ def _msle_slope(pred: Array, target: Array) -> Array:
 
 
 def _msle_curvature(pred: Array, target: Array) -> Array:
-    inverse = 1 / (1 + jnp.minimum(pred, jnp.finfo(pred.dtype).max))
+    pred = jnp.minimum(pred, jnp.finfo(pred.dtype).max)
+    inverse = 1 / (1 + pred)
     return 2 * (1 - _log_ratio(pred, target)) * inverse * inverse
 
 

@@ -76,7 +76,7 @@ def _parts(residual: Array, alpha: Array, scale: Array) -> _Parts:
     near = (plain < 1) | (far & (beta > 1e9))
     high, low = quotient(jnp.where(far, residual * 2.0**-octaves, residual), 0, scale)
     z_high, z_low = quotient(high * high, low * (2 * high + low), divisor)
-    # Near: u = z(1 − t) and v = ½x(1 − t), with t of the order of ½z. Far out and near, v is past all bounds: any will do.
+    # Near: u = z(1 − t) and v = ½x(1 − t), t of the order of ½z. Near and far out, v is past all bounds: any will do.
     x = jnp.where(far, 1e4, ratio * ratio)
     z = jnp.where(far, 0, jnp.where(near, plain, 0))
     s = z / (2 + z)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-__all__ = ["NONNEGATIVE", "OPEN_UNIT", "POSITIVE", "Domain", "ShapeError"]
+__all__ = ["ABOVE_MINUS_ONE", "NONNEGATIVE", "OPEN_UNIT", "POSITIVE", "REAL", "Domain", "ShapeError"]
 
 Shape = tuple[int, ...]
 
@@ -26,15 +26,17 @@ class ShapeError(AssertionError, ValueError):
 
 
 class Domain(NamedTuple):
-    """The values a setting may take: how to say it, how to test it, and one value inside."""
+    """The values a setting, a prediction or a target may take: in words, as a test, and one value inside."""
 
     words: str
     holds: Callable[[np.ndarray], np.ndarray]
     inside: float
 
 
+REAL = Domain("finite", np.isfinite, 1.0)
 POSITIVE = Domain("positive and finite", lambda value: (value > 0) & (value < np.inf), 1.0)
 NONNEGATIVE = Domain("finite and at least 0", lambda value: (value >= 0) & (value < np.inf), 1.0)
+ABOVE_MINUS_ONE = Domain("finite and above −1", lambda value: (value > -1) & (value < np.inf), 1.0)
 OPEN_UNIT = Domain("strictly between 0 and 1", lambda value: (value > 0) & (value < 1), 0.5)
 
 

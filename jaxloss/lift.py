@@ -18,6 +18,7 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
 from jaxloss.contract import (
+    REAL,
     Domain,
     check_settings,
     loss_name,
@@ -55,6 +56,7 @@ class Traits:
     convex, symmetric: as functions of the prediction; symmetric in the sign of the residual.
     bounded_influence: whether the slope stays bounded as the residual grows.
     estimates: what the minimising constant is a sample's …: "mean", "median", "quantile(level)", …
+    pred, target: the values each may take; outside them the loss may be NaN.
     """
 
     residual: bool = False
@@ -62,6 +64,8 @@ class Traits:
     symmetric: bool = False
     bounded_influence: bool = False
     estimates: str = ""
+    pred: Domain = REAL
+    target: Domain = REAL
 
 
 @dataclass(frozen=True, eq=False)

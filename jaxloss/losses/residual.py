@@ -12,10 +12,19 @@ import jax
 import jax.numpy as jnp
 
 from jaxloss import kink
-from jaxloss.contract import POSITIVE
+from jaxloss.contract import NONNEGATIVE, POSITIVE
 from jaxloss.lift import Traits, pointwise
 
-__all__ = ["huber", "log_cosh", "mae", "mse", "pseudo_huber", "smooth_l1"]
+__all__ = [
+    "epsilon_insensitive",
+    "huber",
+    "log_cosh",
+    "mae",
+    "mse",
+    "pseudo_huber",
+    "smooth_l1",
+    "squared_epsilon_insensitive",
+]
 
 Array = jax.Array
 
@@ -107,7 +116,7 @@ def smooth_l1(pred: Array, target: Array, *, beta: Array | float = 1.0) -> Array
     """
     size = jnp.abs(pred - target)
     inner = jnp.minimum(size, beta)
-    return inner / beta * (size - 0.5 * inner)
+    return (size - inner) + 0.5 * inner * (inner / beta)
 
 
 def _far(residual: Array) -> Any:
@@ -179,3 +188,51 @@ def log_cosh(pred: Array, target: Array) -> Array:
     inner = jnp.minimum(size, 20)
     growth = jnp.expm1(inner)
     return jnp.log1p(growth * growth / (2 + 2 * growth)) + (size - inner)
+
+
+@pointwise(
+    domain={"epsilon": NONNEGATIVE},
+    traits=Traits(residual=True, convex=True, symmetric=True, bounded_influence=True, estimates="M-estimate"),
+)
+def epsilon_insensitive(pred: Array, target: Array, *, epsilon: Array | float = 0.1) -> Array:
+    """ε-insensitive error max(|r| − ε, 0) (Vapnik, The Nature of Statistical Learning Theory, 1995).
+
+    ε ≥ 0, in the units of r, is the half-width of a tube within which errors are free: the loss of support vector
+    regression, and mae at ε = 0. Rows inside the tube have no say, so the minimiser need not be unique.
+    Kinks at |r| = ε: slope sign(r) for |r| > ε, else 0; curvature 0 everywhere.
+
+    >>> epsilon_insensitive(jnp.array([0.5, -3.0]), jnp.zeros(2), epsilon=1.0, reduction="none").tolist()
+    [0.0, 2.0]
+    """
+    return kink.positive_part(kink.absolute(pred - target) - epsilon)
+
+
+def _excess(residual: Array, epsilon: Array) -> Array:
+    """How far r is outside [−ε, ε], with its sign."""
+    return residual - jnp.clip(residual, -epsilon, epsilon)
+
+
+def _squared_epsilon_insensitive_slope(pred: Array, target: Array, *, epsilon: Array) -> Array:
+    return 2 * _excess(pred - target, epsilon)
+
+
+def _squared_epsilon_insensitive_curvature(pred: Array, target: Array, *, epsilon: Array) -> Array:
+    return jnp.where(epsilon > 0, 2 - 2 * _inside(pred - target, epsilon), 2)
+
+
+@pointwise(
+    slope=_squared_epsilon_insensitive_slope,
+    curvature=_squared_epsilon_insensitive_curvature,
+    domain={"epsilon": NONNEGATIVE},
+    traits=Traits(residual=True, convex=True, symmetric=True, estimates="M-estimate"),
+)
+def squared_epsilon_insensitive(pred: Array, target: Array, *, epsilon: Array | float = 0.1) -> Array:
+    """Squared ε-insensitive error max(|r| − ε, 0)² (the L2 loss of support vector regression, as in liblinear).
+
+    ε ≥ 0, in the units of r: errors within it are free; mse at ε = 0.
+    The slope 2·sign(r)·max(|r| − ε, 0) is continuous; the curvature is 2 for |r| > ε, else 0 (2 everywhere at ε = 0).
+
+    >>> squared_epsilon_insensitive(jnp.array([0.5, -3.0]), jnp.zeros(2), epsilon=1.0, reduction="none").tolist()
+    [0.0, 4.0]
+    """
+    return jnp.square(kink.positive_part(jnp.abs(pred - target) - epsilon))

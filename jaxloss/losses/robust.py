@@ -1,0 +1,218 @@
+"""Robust losses: quadratic for small residuals, slower or constant for large ones. r = pred − target, q = |r|/scale.
+
+How each is called, weighted, masked and reduced is the contract of every loss (`jaxloss.lift.Loss`, and the README).
+Each is ≈ ½r² near 0, so that they can be exchanged for one another and for huber; `scale` > 0, in the units of r, is
+about where they leave the parabola. The scale in the docstring, in standard deviations of the noise, makes the
+estimate 95 % as efficient as squared error on normal errors. All but fair are redescending: their slope goes back to
+0, so that a gross error counts for nothing, at the price of convexity: start the fit near the answer.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from jaxloss.contract import POSITIVE
+from jaxloss.lift import Traits, pointwise
+from jaxloss.losses.special import atanh_tail, exp_sum, exprel, log1p_ratio, quotient, with_partials
+
+__all__ = ["cauchy", "fair", "geman_mcclure", "tukey", "welsch"]
+
+Array = jax.Array
+
+_REDESCENDING = Traits(residual=True, symmetric=True, bounded_influence=True, estimates="M-estimate")
+
+
+def _held(residual: Array, scale: Array | float, bound: float | None = None) -> Array:
+    """r held within ±bound·scale; by default where the square of r/scale is still finite."""
+    limit = (0.5 * float(jnp.finfo(residual.dtype).max) ** 0.5 if bound is None else bound) * scale
+    return jnp.clip(residual, -limit, limit)
+
+
+def _cauchy_slope(pred: Array, target: Array, *, scale: Array) -> Array:
+    residual = pred - target
+    ratio = residual / scale
+    far = jnp.abs(ratio) > 1e9
+    return jnp.where(far, scale, residual) / jnp.where(far, ratio, 1 + ratio * ratio)
+
+
+def _cauchy_curvature(pred: Array, target: Array, *, scale: Array) -> Array:
+    ratio = _held(pred - target, scale) / scale
+    square = ratio * ratio
+    weight = 1 / (1 + square)
+    return (1 - square) * weight * weight
+
+
+def _half_log(size: Array, scale: Array | float) -> Array:
+    """½·log(1 + q²), with derivatives that do not underflow."""
+    ratio = size / scale
+    far = ratio > 1e9
+    return jnp.where(far, 1, 0.5) * jnp.log1p(jnp.where(far, ratio - 1, ratio * ratio))
+
+
+def _share(size: Array, scale: Array | float) -> Array:
+    """q²/(1 + q²)."""
+    square = jnp.square(_held(size, scale) / scale)
+    return square / (1 + square)
+
+
+_half_log = with_partials(
+    _half_log,
+    lambda size, scale: _cauchy_slope(size, jnp.zeros_like(size), scale=scale) / (scale * scale),
+    lambda size, scale: -_share(size, scale) / scale,
+)
+
+
+@pointwise(slope=_cauchy_slope, curvature=_cauchy_curvature, domain={"scale": POSITIVE}, traits=_REDESCENDING)
+def cauchy(pred: Array, target: Array, *, scale: Array | float = 1.0) -> Array:
+    """Cauchy (Lorentzian) loss ½·scale²·log(1 + q²), computed as ½r²·log1p(q²)/q² near 0.
+
+    The least redescending of the family: it still grows, as log |r|, and 2/scale² of it is the negative log-likelihood
+    of Cauchy noise of that scale, up to a constant. scale = 2.385 for 95 % efficiency.
+    Smooth: slope r/(1 + q²), curvature (1 − q²)/(1 + q²)². cauchy(scale) = scale²·barron(alpha=0, scale/√2)/2.
+
+    >>> round(float(cauchy(jnp.array([3.0]), jnp.zeros(1), scale=3.0)), 6)
+    3.119162
+    """
+    size = jnp.abs(pred - target)
+    inner = jnp.minimum(size, scale)
+    series = 0.5 * inner * inner * log1p_ratio(jnp.square(inner / scale))
+    return jnp.where(size < 0.7 * scale, series, scale * (scale * _half_log(size, scale)))
+
+
+def _decay(residual: Array, scale: Array) -> Array:
+    """exp(−½q²), whose square is the weight of Welsch's loss where that would underflow; 0 for |r| ≥ 64·scale."""
+    high, low = quotient(residual, 0, scale)
+    return exp_sum(-0.5 * high * high, -0.5 * low * (2 * high + low))
+
+
+def _welsch_slope(pred: Array, target: Array, *, scale: Array) -> Array:
+    residual = _held(pred - target, scale, 64)
+    decay = _decay(residual, scale)
+    return residual * decay * decay
+
+
+def _welsch_curvature(pred: Array, target: Array, *, scale: Array) -> Array:
+    residual = _held(pred - target, scale, 64)
+    decay = _decay(residual, scale)
+    return (1 - 2 * jnp.square(residual / scale)) * decay * decay
+
+
+@pointwise(slope=_welsch_slope, curvature=_welsch_curvature, domain={"scale": POSITIVE}, traits=_REDESCENDING)
+def welsch(pred: Array, target: Array, *, scale: Array | float = 1.0) -> Array:
+    """Welsch (Leclerc, correntropy) loss ½·scale²·(1 − exp(−q²)), computed as ½r²·expm1(−q²)/(−q²) near 0.
+
+    Bounded by ½·scale². scale = 2.985 for 95 % efficiency (Dennis and Welsch, Comm. Stat. B 1978).
+    Smooth: slope r·exp(−q²), curvature (1 − 2q²)·exp(−q²). welsch(scale) = scale²·barron(alpha=−∞, scale/√2)/2.
+
+    >>> round(float(welsch(jnp.array([3.0]), jnp.zeros(1), scale=3.0)), 6)
+    2.844543
+    """
+    size = jnp.abs(_held(pred - target, scale, 64))
+    square = jnp.square(size / scale)
+    near = square < 0.5
+    inner = jnp.minimum(size, scale)
+    series = 0.5 * inner * inner * exprel(-jnp.square(inner / scale))
+    return jnp.where(near, series, 0.5 * scale * (scale * (1 - jnp.exp(-square))))
+
+
+def _geman_mcclure_parts(pred: Array, target: Array, scale: Array) -> tuple[Array, Array, Array]:
+    residual = _held(pred - target, scale)
+    square = jnp.square(residual / scale)
+    return residual, square, 1 / (1 + square)
+
+
+def _geman_mcclure_slope(pred: Array, target: Array, *, scale: Array) -> Array:
+    residual, _, weight = _geman_mcclure_parts(pred, target, scale)
+    return residual * weight * weight
+
+
+def _geman_mcclure_curvature(pred: Array, target: Array, *, scale: Array) -> Array:
+    _, square, weight = _geman_mcclure_parts(pred, target, scale)
+    return (1 - 3 * square) * weight * weight * weight
+
+
+@pointwise(
+    slope=_geman_mcclure_slope,
+    curvature=_geman_mcclure_curvature,
+    domain={"scale": POSITIVE},
+    traits=_REDESCENDING,
+)
+def geman_mcclure(pred: Array, target: Array, *, scale: Array | float = 1.0) -> Array:
+    """Geman–McClure loss ½r²/(1 + q²) (Geman and McClure, Bull. ISI 1987).
+
+    Bounded by ½·scale², which it nears as 1/q²: a Welsch loss with a heavier tail, without an exponential.
+    Smooth: slope r/(1 + q²)², curvature (1 − 3q²)/(1 + q²)³. It is scale²·barron(alpha=−2, scale/2)/4.
+
+    >>> float(geman_mcclure(jnp.array([3.0]), jnp.zeros(1), scale=3.0))
+    2.25
+    """
+    residual = _held(pred - target, scale, 1e9)
+    return 0.5 * residual * (residual / (1 + jnp.square(residual / scale)))
+
+
+def _tukey_parts(pred: Array, target: Array, scale: Array) -> tuple[Array, Array]:
+    """r held within ±scale, and 1 − q² from the gap scale − |r|, which is exact where it is small."""
+    residual = _held(pred - target, scale, 1)
+    size = jnp.abs(residual)
+    return residual, ((scale - size) / scale) * (1 + size / scale)
+
+
+def _tukey_slope(pred: Array, target: Array, *, scale: Array) -> Array:
+    residual, gap = _tukey_parts(pred, target, scale)
+    return residual * gap * gap
+
+
+def _tukey_curvature(pred: Array, target: Array, *, scale: Array) -> Array:
+    residual, gap = _tukey_parts(pred, target, scale)
+    return (1 - 5 * jnp.square(residual / scale)) * gap
+
+
+@pointwise(slope=_tukey_slope, curvature=_tukey_curvature, domain={"scale": POSITIVE}, traits=_REDESCENDING)
+def tukey(pred: Array, target: Array, *, scale: Array | float = 4.685) -> Array:
+    """Tukey's biweight scale²/6·(1 − (1 − q²)³) for q ≤ 1, then scale²/6 (Beaton and Tukey, Technometrics 1974).
+
+    Computed as ½r²·(1 − q² + q⁴/3). Past the scale a row has no influence whatever, so a start with every residual
+    out there stays there. scale = 4.685, the default, for 95 % efficiency.
+    The slope r(1 − q²)² for q ≤ 1, then 0, and the curvature (1 − q²)(1 − 5q²) for q ≤ 1, then 0, are continuous.
+
+    >>> tukey(jnp.array([3.0]), jnp.zeros(1), scale=6.0).tolist()
+    3.46875
+    """
+    residual = _held(pred - target, scale, 1)
+    square = jnp.square(residual / scale)
+    return 0.5 * residual * residual * (1 - square * (1 - square / 3))
+
+
+def _fair_slope(pred: Array, target: Array, *, scale: Array) -> Array:
+    residual = _held(pred - target, scale)
+    return residual / (1 + jnp.abs(residual) / scale)
+
+
+def _fair_curvature(pred: Array, target: Array, *, scale: Array) -> Array:
+    weight = 1 / (1 + jnp.abs(_held(pred - target, scale)) / scale)
+    return weight * weight
+
+
+@pointwise(
+    slope=_fair_slope,
+    curvature=_fair_curvature,
+    domain={"scale": POSITIVE},
+    traits=Traits(residual=True, convex=True, symmetric=True, bounded_influence=True, estimates="M-estimate"),
+)
+def fair(pred: Array, target: Array, *, scale: Array | float = 1.0) -> Array:
+    """Fair's loss scale²·(q − log(1 + q)), by the series of artanh near 0 (Fair, J. Res. NBS 1974).
+
+    Convex, and ≈ scale·|r| far out, like huber, with a slope that leaves the parabola at once. scale = 1.400 for 95 %
+    efficiency.
+    The slope r/(1 + q) and the curvature 1/(1 + q)² are continuous; the latter has its corner, and maximum, at r = 0.
+
+    >>> round(float(fair(jnp.array([3.0]), jnp.zeros(1), scale=3.0)), 6)
+    2.761675
+    """
+    size = jnp.abs(pred - target)
+    inner = jnp.minimum(size, scale)
+    sine = inner / (2 * scale + inner)
+    series = 2 * jnp.square(inner / (2 + inner / scale)) * (1 / (1 - sine) - sine * atanh_tail(sine * sine))
+    ratio = jnp.minimum(size / scale, jnp.finfo(size.dtype).max)
+    return jnp.where(size < 0.5 * scale, series, scale * (size - scale * jnp.log1p(ratio)))

@@ -28,7 +28,12 @@ import optax
 import jaxloss
 from experiments import common
 
-REQUIRED = {"barron": {"alpha": 0.5}, "barron_nll": {"alpha": 0.5}, "tweedie_deviance": {"power": 1.5}}
+REQUIRED = {
+    "barron": {"alpha": 0.5},
+    "barron_nll": {"alpha": 0.5, "scale": 1.0},
+    "quantile_huber": {"level": 0.3},
+    "tweedie_deviance": {"power": 1.5},
+}
 """Settings without a default."""
 
 ELEMENTARY = [
@@ -51,11 +56,11 @@ OPTAX: dict[str, Callable] = {
 }
 
 POWERS: dict[str, Callable] = {
-    "barron": lambda p, t, a: jnp.power(1 + (p - t) ** 2, a),
-    "barron_nll": lambda p, t, a: jnp.power(1 + (p - t) ** 2, a),
-    "tweedie_deviance": lambda p, t, a: jnp.power(p, a) + jnp.power(p, a - 1),
+    "barron": lambda p, t, a: (jnp.power(1 + (p - t) ** 2, a), lambda p, t, a: jnp.power(1 + (p - t) ** 2, a - 1)),
+    "tweedie_deviance": lambda p, t, a: (jnp.power(t, a) + jnp.power(p, a - 1), lambda p, t, a: jnp.power(p, a - 2)),
 }
-"""The powers of a traced exponent, and no more, that value and slope of these losses cannot do without."""
+POWERS["barron_nll"] = POWERS["barron"]
+"""The powers of a traced exponent, and no more, in the textbook formulas of value and, apart, slope."""
 
 
 @dataclass(frozen=True)
@@ -139,13 +144,12 @@ def _kernels(name: str, loss: Callable, arrays: Any) -> dict[str, Callable]:
     if name in OPTAX:
         kernels["optax"] = ready(jax.value_and_grad(lambda p, t: jnp.mean(OPTAX[name](p, t))), pred, target)
     if name in POWERS:
-        exponent = jnp.float32(0.4)
 
         def bare(p: Any, t: Any, a: Any) -> Any:
-            powers = POWERS[name](p, t, a)
-            return jnp.mean(powers), powers
+            value, slope = POWERS[name](p, t, a)
+            return jnp.mean(value), slope(*jax.lax.optimization_barrier((p, t, a)))
 
-        kernels["bare power"] = ready(bare, pred, target, exponent)
+        kernels["bare power"] = ready(bare, pred, target, jnp.float32(0.4))
     return kernels
 
 

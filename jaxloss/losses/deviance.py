@@ -10,6 +10,8 @@ s = (target − pred)/(target + pred), by log(target/pred) = 2·artanh(s).
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,13 +43,15 @@ def _half_log_ratio(pred: Array, target: Array) -> tuple[Array, Array]:
     return near, excess / (2 + excess)
 
 
-def _log_ratio(pred: Array, target: Array) -> Array:
-    """log(target/pred), also where the ratio itself over- or underflows; 0 for a target of 0."""
-    target = jnp.where(target == 0, 1, target)
-    ratio = target / pred
-    plain = (ratio > jnp.finfo(ratio.dtype).tiny) & (ratio < jnp.inf)
+def _ratio_parts(pred: Array, target: Array) -> tuple[Array, Array, Array]:
+    """Whether target is within a factor 2 of pred; s, held there; log(target/pred), also where the ratio overflows.
+
+    The roots make all of it NaN outside the domain.
+    """
     root = jnp.sqrt(target) / jnp.sqrt(pred)
-    return jnp.log(jnp.where(plain, ratio, root)) * jnp.where(plain, 1, 2)
+    near = (root > math.sqrt(0.5)) & (root < math.sqrt(2))
+    excess = jnp.maximum(jnp.minimum((target - pred) / pred, 1), -0.5)
+    return near, excess / (2 + excess), 2 * jnp.log(root)
 
 
 def _poisson_slope(pred: Array, target: Array) -> Array:
@@ -76,12 +80,10 @@ def poisson_deviance(pred: Array, target: Array) -> Array:
     >>> round(float(poisson_deviance(jnp.array([2.0]), jnp.array([1.0]))), 6)
     0.613706
     """
-    pred, target = _nonnegative(pred), _nonnegative(target)
-    near, s = _half_log_ratio(pred, target)
-    close = (target - pred) * (s * (1 + s * (1 + s) * atanh_tail(s * s)))
-    log_ratio = _log_ratio(_finite(pred), target)
-    log_ratio = jnp.where(target == 0, 0, log_ratio)
-    return 2 * jnp.where(near, close, target * (log_ratio - 1) + pred)
+    near, s, log_ratio = _ratio_parts(pred, target)
+    close = 2 * (target - pred) * (s * (1 + s * (1 + s) * atanh_tail(s * s)))
+    log_ratio = jnp.maximum(log_ratio, -2 * math.log(jnp.finfo(pred.dtype).max))  # a target of 0: 0·log 0 is 0
+    return jnp.where(near, close, 2 * (target * (log_ratio - 1) + pred))
 
 
 def _gamma_slope(pred: Array, target: Array) -> Array:
@@ -111,11 +113,9 @@ def gamma_deviance(pred: Array, target: Array) -> Array:
     >>> round(float(gamma_deviance(jnp.array([2.0]), jnp.array([1.0]))), 6)
     0.386294
     """
-    pred, target = _nonnegative(pred), _nonnegative(target)
-    near, s = _half_log_ratio(pred, target)
-    close = 2 * s * s * (1 / (1 - s) - s * atanh_tail(s * s))
-    log_ratio = jnp.where(target == 0, -jnp.inf, _log_ratio(pred, _finite(target)))
-    return 2 * jnp.where(near, close, target / pred - (1 + log_ratio))
+    near, s, log_ratio = _ratio_parts(pred, target)
+    close = 4 * s * s * (1 / (1 - s) - s * atanh_tail(s * s))
+    return jnp.where(near, close, 2 * (target / pred - (1 + log_ratio)))
 
 
 def _mean_of(pred: Array, power: Array | float) -> Array:

@@ -47,7 +47,7 @@ def quantile(pred: Array, target: Array, *, level: Array | float = 0.5) -> Array
     [0.5, 1.5]
     """
     residual = pred - target
-    return jnp.abs(residual) * _weight(residual, level)
+    return jnp.maximum((1 - level) * residual, -level * residual)
 
 
 def _expectile_slope(pred: Array, target: Array, *, level: Array) -> Array:
@@ -75,7 +75,8 @@ def expectile(pred: Array, target: Array, *, level: Array | float = 0.5) -> Arra
     [1.0, 3.0]
     """
     residual = pred - target
-    return _weight(residual, level) * residual * residual
+    above, below = jnp.maximum(residual, 0), jnp.minimum(residual, 0)
+    return ((1 - level) * above) * above + (level * below) * below
 
 
 def _quantile_huber_slope(pred: Array, target: Array, *, level: Array, delta: Array) -> Array:
@@ -108,4 +109,5 @@ def quantile_huber(pred: Array, target: Array, *, level: Array | float, delta: A
     residual = pred - target
     size = jnp.abs(residual)
     inner = jnp.minimum(size, delta)
-    return _weight(residual, level) * ((size - inner) + 0.5 * inner * (inner / delta))
+    rounded = (size - inner) + 0.5 * inner * (inner / delta)
+    return jnp.where(residual > 0, (1 - level) * rounded, level * rounded)

@@ -72,9 +72,8 @@ def mape(pred: Array, target: Array, *, epsilon: Array | float = 1e-6) -> Array:
     >>> float(mape(jnp.array([9.0, 30.0]), jnp.array([10.0, 20.0])))
     0.30000001192092896
     """
-    limit = jnp.finfo(target.dtype).max
-    target = jnp.clip(target, -limit, limit)
-    return kink.absolute(pred - target) / jnp.maximum(jnp.abs(target), epsilon)
+    size = jnp.minimum(jnp.maximum(jnp.abs(target), epsilon), jnp.finfo(target.dtype).max)
+    return kink.absolute(pred - target) / size
 
 
 def _held(x: Array) -> Array:

@@ -190,7 +190,13 @@ def log_cosh(pred: Array, target: Array) -> Array:
     return jnp.log1p(growth * growth / (2 + 2 * growth)) + (size - inner)
 
 
+def _epsilon_insensitive_slope(pred: Array, target: Array, *, epsilon: Array) -> Array:
+    residual = pred - target
+    return jnp.where(jnp.abs(residual) <= epsilon, 0, jnp.sign(residual))
+
+
 @pointwise(
+    slope=_epsilon_insensitive_slope,
     domain={"epsilon": NONNEGATIVE},
     traits=Traits(residual=True, convex=True, symmetric=True, bounded_influence=True, estimates="M-estimate"),
 )

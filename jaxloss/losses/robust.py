@@ -9,6 +9,8 @@ estimate 95 % as efficient as squared error on normal errors. All but fair are r
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -147,15 +149,15 @@ def geman_mcclure(pred: Array, target: Array, *, scale: Array | float = 1.0) -> 
     >>> float(geman_mcclure(jnp.array([3.0]), jnp.zeros(1), scale=3.0))
     2.25
     """
-    residual = _held(pred - target, scale, 1e9)
-    return 0.5 * residual * (residual / (1 + jnp.square(residual / scale)))
+    inner = jnp.minimum(jnp.abs(pred - target), 1e9 * scale)
+    return 0.5 * inner * (inner / (1 + jnp.square(inner / scale)))
 
 
 def _tukey_parts(pred: Array, target: Array, scale: Array) -> tuple[Array, Array]:
     """r held within ±scale, and 1 − q² from the gap scale − |r|, which is exact where it is small."""
-    residual = _held(pred - target, scale, 1)
+    residual, inverse = _held(pred - target, scale, 1), 1 / scale
     size = jnp.abs(residual)
-    return residual, ((scale - size) / scale) * (1 + size / scale)
+    return residual, ((scale - size) * inverse) * (1 + size * inverse)
 
 
 def _tukey_slope(pred: Array, target: Array, *, scale: Array) -> Array:
@@ -179,9 +181,9 @@ def tukey(pred: Array, target: Array, *, scale: Array | float = 4.685) -> Array:
     >>> tukey(jnp.array([3.0]), jnp.zeros(1), scale=6.0).tolist()
     3.46875
     """
-    residual = _held(pred - target, scale, 1)
-    square = jnp.square(residual / scale)
-    return 0.5 * residual * residual * (1 - square * (1 - square / 3))
+    inner = jnp.minimum(jnp.abs(pred - target), scale)
+    square = jnp.square(inner * (1 / scale))
+    return 0.5 * inner * inner * (1 - square * (1 - square / 3))
 
 
 def _fair_slope(pred: Array, target: Array, *, scale: Array) -> Array:
@@ -213,6 +215,6 @@ def fair(pred: Array, target: Array, *, scale: Array | float = 1.0) -> Array:
     size = jnp.abs(pred - target)
     inner = jnp.minimum(size, scale)
     sine = inner / (2 * scale + inner)
-    series = 2 * jnp.square(inner / (2 + inner / scale)) * (1 / (1 - sine) - sine * atanh_tail(sine * sine))
+    series = jnp.square(math.sqrt(2) * inner / (2 + inner / scale)) * (1 / (1 - sine) - sine * atanh_tail(sine * sine))
     ratio = jnp.minimum(size / scale, jnp.finfo(size.dtype).max)
     return jnp.where(size < 0.5 * scale, series, scale * (size - scale * jnp.log1p(ratio)))

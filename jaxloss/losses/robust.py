@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from jaxloss.contract import POSITIVE
 from jaxloss.lift import Traits, pointwise
-from jaxloss.losses.special import atanh_tail, exp_sum, exprel, log1p_ratio, quotient, with_partials
+from jaxloss.losses.special import atanh_tail, exp_sum, quotient
 
 __all__ = ["cauchy", "fair", "geman_mcclure", "tukey", "welsch"]
 
@@ -31,11 +31,14 @@ def _held(residual: Array, scale: Array | float, bound: float | None = None) -> 
     return jnp.clip(residual, -limit, limit)
 
 
+def _least(square: Array) -> Array:
+    """q², but not so small that it underflows: below 1e-18 the losses are ½r² to the last bit."""
+    return jnp.maximum(square, 1e-18)
+
+
 def _cauchy_slope(pred: Array, target: Array, *, scale: Array) -> Array:
     residual = pred - target
-    ratio = residual / scale
-    far = jnp.abs(ratio) > 1e9
-    return jnp.where(far, scale, residual) / jnp.where(far, ratio, 1 + ratio * ratio)
+    return 1 / (1 / residual + residual * (1 / (scale * scale)))  # q² would overflow
 
 
 def _cauchy_curvature(pred: Array, target: Array, *, scale: Array) -> Array:
@@ -45,29 +48,9 @@ def _cauchy_curvature(pred: Array, target: Array, *, scale: Array) -> Array:
     return (1 - square) * weight * weight
 
 
-def _half_log(size: Array, scale: Array | float) -> Array:
-    """½·log(1 + q²), with derivatives that do not underflow."""
-    ratio = size / scale
-    far = ratio > 1e9
-    return jnp.where(far, 1, 0.5) * jnp.log1p(jnp.where(far, ratio - 1, ratio * ratio))
-
-
-def _share(size: Array, scale: Array | float) -> Array:
-    """q²/(1 + q²)."""
-    square = jnp.square(_held(size, scale) / scale)
-    return square / (1 + square)
-
-
-_half_log = with_partials(
-    _half_log,
-    lambda size, scale: _cauchy_slope(size, jnp.zeros_like(size), scale=scale) / (scale * scale),
-    lambda size, scale: -_share(size, scale) / scale,
-)
-
-
 @pointwise(slope=_cauchy_slope, curvature=_cauchy_curvature, domain={"scale": POSITIVE}, traits=_REDESCENDING)
 def cauchy(pred: Array, target: Array, *, scale: Array | float = 1.0) -> Array:
-    """Cauchy (Lorentzian) loss ½·scale²·log(1 + q²), computed as ½r²·log1p(q²)/q² near 0.
+    """Cauchy (Lorentzian) loss ½·scale²·log(1 + q²), computed as ½r²·log1p(q²)/q².
 
     The least redescending of the family: it still grows, as log |r|, and 2/scale² of it is the negative log-likelihood
     of Cauchy noise of that scale, up to a constant. scale = 2.385 for 95 % efficiency.
@@ -76,10 +59,12 @@ def cauchy(pred: Array, target: Array, *, scale: Array | float = 1.0) -> Array:
     >>> round(float(cauchy(jnp.array([3.0]), jnp.zeros(1), scale=3.0)), 6)
     3.119162
     """
-    size = jnp.abs(pred - target)
-    inner = jnp.minimum(size, scale)
-    series = 0.5 * inner * inner * log1p_ratio(jnp.square(inner / scale))
-    return jnp.where(size < 0.7 * scale, series, scale * (scale * _half_log(size, scale)))
+    ratio = jnp.abs(pred - target) * (1 / scale)
+    inner = jnp.minimum(ratio, 1e9)
+    square = _least(inner * inner)
+    logarithm = jnp.log1p(square) + 2 * jnp.log(jnp.maximum(ratio * 1e-9, 1))
+    size = inner * scale
+    return 0.5 * size * (size * (logarithm / square))
 
 
 def _decay(residual: Array, scale: Array) -> Array:
@@ -102,7 +87,7 @@ def _welsch_curvature(pred: Array, target: Array, *, scale: Array) -> Array:
 
 @pointwise(slope=_welsch_slope, curvature=_welsch_curvature, domain={"scale": POSITIVE}, traits=_REDESCENDING)
 def welsch(pred: Array, target: Array, *, scale: Array | float = 1.0) -> Array:
-    """Welsch (Leclerc, correntropy) loss ½·scale²·(1 − exp(−q²)), computed as ½r²·expm1(−q²)/(−q²) near 0.
+    """Welsch (Leclerc, correntropy) loss ½·scale²·(1 − exp(−q²)), computed as ½r²·expm1(−q²)/(−q²).
 
     Bounded by ½·scale². scale = 2.985 for 95 % efficiency (Dennis and Welsch, Comm. Stat. B 1978).
     Smooth: slope r·exp(−q²), curvature (1 − 2q²)·exp(−q²). welsch(scale) = scale²·barron(alpha=−∞, scale/√2)/2.
@@ -110,12 +95,9 @@ def welsch(pred: Array, target: Array, *, scale: Array | float = 1.0) -> Array:
     >>> round(float(welsch(jnp.array([3.0]), jnp.zeros(1), scale=3.0)), 6)
     2.844543
     """
-    size = jnp.abs(_held(pred - target, scale, 64))
-    square = jnp.square(size / scale)
-    near = square < 0.5
-    inner = jnp.minimum(size, scale)
-    series = 0.5 * inner * inner * exprel(-jnp.square(inner / scale))
-    return jnp.where(near, series, 0.5 * scale * (scale * (1 - jnp.exp(-square))))
+    size = jnp.minimum(jnp.abs(pred - target), 64 * scale)
+    square = _least(jnp.square(size * (1 / scale)))
+    return -0.5 * size * (size * (jnp.expm1(-square) / square))
 
 
 def _geman_mcclure_parts(pred: Array, target: Array, scale: Array) -> tuple[Array, Array, Array]:

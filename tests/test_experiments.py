@@ -99,6 +99,21 @@ def test_runs_as_a_command_from_anywhere_in_the_checkout():
     assert told.stderr.count("\n") == 1
 
 
+def test_losses_prints_the_table(tmp_path, capsys):
+    _, result = run(tmp_path, "losses")
+    assert len(result["losses"]) > 20
+    assert "| `huber(delta=1)` |" in capsys.readouterr().out
+    assert_complete(tmp_path / "losses", result, "losses.md")
+
+
+def test_kernels_runs_small(tmp_path):
+    """Its claims are about a quiet machine and are not asserted here, only that every part runs."""
+    words = ("--losses", "mse,barron", "--exponents", "8", "--rounds", "2", "--no-torch")
+    _, result = run(tmp_path, "kernels", *words)
+    assert {entry["loss"] for entry in result["ratios"]} == {"mse", "barron"}
+    assert_complete(tmp_path / "kernels", result)
+
+
 def test_speed_runs_small(tmp_path):
     """Its claims are about a quiet machine and are not asserted here, only that every part runs."""
     _, result = run(tmp_path, "speed", "--repeats", "1", "--no-compiled", "--mlp-steps", "40")

@@ -154,10 +154,10 @@ def _tweedie_curvature(pred: Array, target: Array, *, power: Array) -> Array:
     traits=Traits(estimates="mean", pred=POSITIVE, target=NONNEGATIVE),
 )
 def tweedie_deviance(pred: Array, target: Array, *, power: Array | float) -> Array:
-    """Tweedie deviance, with p = power and (·)₊ = max(·, 0).
+    """Tweedie deviance 2·(target₊^(2−p)/((1−p)(2−p)) − target·pred^(1−p)/(1−p) + pred^(2−p)/(2−p)), p = power.
 
-    2·((target)₊^(2−p)/((1−p)(2−p)) − target·pred^(1−p)/(1−p) + pred^(2−p)/(2−p)), with its limits at p = 1, which is
-    poisson_deviance, and p = 2, gamma_deviance; mse at p = 0; 3 is inverse Gaussian. Between 1 and 2 it is the
+    target₊ is max(target, 0). Its limit at p = 1 is poisson_deviance, at p = 2 gamma_deviance; mse at p = 0; 3 is
+    inverse Gaussian. Between 1 and 2 it is the
     compound Poisson–gamma: sums of a random number of positive amounts, so often exactly 0.
     p ≤ 0 or ≥ 1. pred > 0, except that p = 0 takes any number; target > 0 for p ≥ 2, ≥ 0 for 1 ≤ p < 2, any for p ≤ 0.
     Estimates the mean. Smooth: slope 2(pred − target)/pred^p, curvature 2(1 − p + p·target/pred)/pred^p.

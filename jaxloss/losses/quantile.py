@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from jaxloss.contract import OPEN_UNIT, POSITIVE
 from jaxloss.lift import Traits, pointwise
+from jaxloss.losses.special import enlarged
 
 __all__ = ["expectile", "quantile", "quantile_huber"]
 
@@ -28,8 +29,9 @@ def _least_weight(residual: Array, level: Array) -> Array:
 
 
 def _quantile_slope(pred: Array, target: Array, *, level: Array) -> Array:
-    residual = pred - target
-    return jnp.sign(residual) * _weight(residual, level)
+    residual, twice = enlarged(2, pred - target, level)
+    above = jnp.where(residual > 0, 2 - twice, jnp.where(residual < 0, -twice, 0 * residual))
+    return 0.5 * above
 
 
 @pointwise(
@@ -47,12 +49,12 @@ def quantile(pred: Array, target: Array, *, level: Array | float = 0.5) -> Array
     [0.5, 1.5]
     """
     residual = pred - target
-    return jnp.abs(residual) * _weight(residual, level)
+    return jnp.maximum((1 - level) * residual, -level * residual)
 
 
 def _expectile_slope(pred: Array, target: Array, *, level: Array) -> Array:
-    residual = pred - target
-    return 2 * _weight(residual, level) * residual
+    residual = 2 * (pred - target)
+    return _weight(residual, level) * residual
 
 
 def _expectile_curvature(pred: Array, target: Array, *, level: Array) -> Array:
@@ -75,7 +77,7 @@ def expectile(pred: Array, target: Array, *, level: Array | float = 0.5) -> Arra
     [1.0, 3.0]
     """
     residual = pred - target
-    return _weight(residual, level) * residual * residual
+    return jnp.square(jnp.maximum(jnp.sqrt(1 - level) * residual, -jnp.sqrt(level) * residual))
 
 
 def _quantile_huber_slope(pred: Array, target: Array, *, level: Array, delta: Array) -> Array:
@@ -108,4 +110,5 @@ def quantile_huber(pred: Array, target: Array, *, level: Array | float, delta: A
     residual = pred - target
     size = jnp.abs(residual)
     inner = jnp.minimum(size, delta)
-    return _weight(residual, level) * ((size - inner) + 0.5 * inner * (inner / delta))
+    rounded = (size - inner) + 0.5 * inner * (inner / delta)
+    return jnp.where(residual > 0, (1 - level) * rounded, level * rounded)

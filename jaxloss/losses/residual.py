@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxloss import kink
 from jaxloss.contract import NONNEGATIVE, POSITIVE
 from jaxloss.lift import Traits, pointwise
+from jaxloss.losses.special import enlarged
 
 __all__ = [
     "epsilon_insensitive",
@@ -184,7 +185,17 @@ def log_cosh(pred: Array, target: Array) -> Array:
     return jnp.where(near, 0.5 * jnp.log1p(sinh * sinh), size + jnp.log1p(0.5 * jnp.expm1(-2 * size)))
 
 
+def _excess(residual: Array, epsilon: Array | float) -> Array:
+    """How far r is outside [−ε, ε], with its sign."""
+    return residual - jnp.clip(residual, -epsilon, epsilon)
+
+
+def _epsilon_insensitive_slope(pred: Array, target: Array, *, epsilon: Array) -> Array:
+    return jnp.sign(_excess(*enlarged(2, pred - target, epsilon)))
+
+
 @pointwise(
+    slope=_epsilon_insensitive_slope,
     domain={"epsilon": NONNEGATIVE},
     traits=Traits(residual=True, convex=True, symmetric=True, bounded_influence=True, estimates="M-estimate"),
 )
@@ -198,16 +209,11 @@ def epsilon_insensitive(pred: Array, target: Array, *, epsilon: Array | float = 
     >>> epsilon_insensitive(jnp.array([0.5, -3.0]), jnp.zeros(2), epsilon=1.0, reduction="none").tolist()
     [0.0, 2.0]
     """
-    return kink.positive_part(kink.absolute(pred - target) - epsilon)
-
-
-def _excess(residual: Array, epsilon: Array) -> Array:
-    """How far r is outside [−ε, ε], with its sign."""
-    return residual - jnp.clip(residual, -epsilon, epsilon)
+    return kink.positive_part(jnp.abs(pred - target) - epsilon)
 
 
 def _squared_epsilon_insensitive_slope(pred: Array, target: Array, *, epsilon: Array) -> Array:
-    return 2 * _excess(pred - target, epsilon)
+    return _excess(*enlarged(2, pred - target, epsilon))
 
 
 def _squared_epsilon_insensitive_curvature(pred: Array, target: Array, *, epsilon: Array) -> Array:

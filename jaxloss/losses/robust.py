@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from jaxloss.contract import POSITIVE
 from jaxloss.lift import Traits, pointwise
-from jaxloss.losses.special import atanh_tail, exp_sum, exprel, log1p_ratio, quotient, with_partials
+from jaxloss.losses.special import atanh_tail, enlarged, exp_sum, exprel, log1p_ratio, quotient, with_partials
 
 __all__ = ["cauchy", "fair", "geman_mcclure", "tukey", "welsch"]
 
@@ -116,19 +116,19 @@ def welsch(pred: Array, target: Array, *, scale: Array | float = 1.0) -> Array:
     return jnp.where(near, series, 0.5 * scale * (scale * (1 - jnp.exp(-square))))
 
 
-def _geman_mcclure_parts(pred: Array, target: Array, scale: Array) -> tuple[Array, Array, Array]:
-    residual = _held(pred - target, scale)
+def _geman_mcclure_parts(residual: Array, scale: Array | float) -> tuple[Array, Array, Array]:
+    residual = _held(residual, scale)
     square = jnp.square(residual / scale)
     return residual, square, 1 / (1 + square)
 
 
 def _geman_mcclure_slope(pred: Array, target: Array, *, scale: Array) -> Array:
-    residual, _, weight = _geman_mcclure_parts(pred, target, scale)
-    return residual * weight * weight
+    residual, _, weight = _geman_mcclure_parts(*enlarged(4, pred - target, scale))
+    return 0.25 * residual * weight * weight
 
 
 def _geman_mcclure_curvature(pred: Array, target: Array, *, scale: Array) -> Array:
-    _, square, weight = _geman_mcclure_parts(pred, target, scale)
+    _, square, weight = _geman_mcclure_parts(pred - target, scale)
     return (1 - 3 * square) * weight * weight * weight
 
 
@@ -147,24 +147,25 @@ def geman_mcclure(pred: Array, target: Array, *, scale: Array | float = 1.0) -> 
     >>> float(geman_mcclure(jnp.array([3.0]), jnp.zeros(1), scale=3.0))
     2.25
     """
-    residual = _held(pred - target, scale, 1e9)
-    return 0.5 * residual * (residual / (1 + jnp.square(residual / scale)))
+    size = jnp.minimum(jnp.abs(pred - target), 1e9 * scale)
+    ratio = size / scale
+    return size * (size / (2 + 2 * ratio * ratio))
 
 
-def _tukey_parts(pred: Array, target: Array, scale: Array) -> tuple[Array, Array]:
+def _tukey_parts(residual: Array, scale: Array | float) -> tuple[Array, Array]:
     """r held within ±scale, and 1 − q² from the gap scale − |r|, which is exact where it is small."""
-    residual = _held(pred - target, scale, 1)
+    residual = _held(residual, scale, 1)
     size = jnp.abs(residual)
     return residual, ((scale - size) / scale) * (1 + size / scale)
 
 
 def _tukey_slope(pred: Array, target: Array, *, scale: Array) -> Array:
-    residual, gap = _tukey_parts(pred, target, scale)
-    return residual * gap * gap
+    residual, gap = _tukey_parts(*enlarged(4, pred - target, scale))
+    return 0.25 * residual * gap * gap
 
 
 def _tukey_curvature(pred: Array, target: Array, *, scale: Array) -> Array:
-    residual, gap = _tukey_parts(pred, target, scale)
+    residual, gap = _tukey_parts(pred - target, scale)
     return (1 - 5 * jnp.square(residual / scale)) * gap
 
 
@@ -179,9 +180,9 @@ def tukey(pred: Array, target: Array, *, scale: Array | float = 4.685) -> Array:
     >>> tukey(jnp.array([3.0]), jnp.zeros(1), scale=6.0).tolist()
     3.46875
     """
-    residual = _held(pred - target, scale, 1)
-    square = jnp.square(residual / scale)
-    return 0.5 * residual * residual * (1 - square * (1 - square / 3))
+    size = jnp.minimum(jnp.abs(pred - target), scale)
+    square = jnp.square(size / scale)
+    return size * size * ((3 - square * (3 - square)) * (1 / 6))
 
 
 def _fair_slope(pred: Array, target: Array, *, scale: Array) -> Array:

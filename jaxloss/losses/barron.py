@@ -21,6 +21,7 @@ from jaxloss.contract import POSITIVE, Domain
 from jaxloss.lift import Traits, pointwise
 from jaxloss.losses.special import (
     atanh_tail,
+    enlarged,
     exp_difference,
     exp_sum,
     exprel,
@@ -158,7 +159,8 @@ _loss = with_partials(_value, _slope, _alpha_slope, _scale_slope)
 
 
 def _barron_slope(pred: Array, target: Array, *, alpha: Array, scale: Array) -> Array:
-    return _slope(pred - target, alpha, scale)
+    residual, unit = enlarged(0.25, pred - target, scale)
+    return 0.25 * _slope(residual, alpha, unit)
 
 
 def _barron_curvature(pred: Array, target: Array, *, alpha: Array, scale: Array) -> Array:

@@ -35,10 +35,10 @@ def _finite(x: Array) -> Array:
 
 def _half_log_ratio(pred: Array, target: Array) -> tuple[Array, Array]:
     """Whether target is within a factor 2 of pred, and then s, else 0."""
-    excess = (target - pred) / pred
-    near = (excess > -0.5) & (excess < 1)
-    excess = jnp.where(near, excess, 0)
-    return near, excess / (2 + excess)
+    excess = jnp.minimum((target - pred) / pred, 1e30)
+    s = excess / (2 + excess)
+    near = jnp.abs(s) < 1 / 3
+    return near, jnp.where(near, s, 0)
 
 
 def _log_ratio(pred: Array, target: Array) -> Array:
@@ -76,12 +76,11 @@ def poisson_deviance(pred: Array, target: Array) -> Array:
     >>> round(float(poisson_deviance(jnp.array([2.0]), jnp.array([1.0]))), 6)
     0.613706
     """
-    pred, target = _nonnegative(pred), _nonnegative(target)
     near, s = _half_log_ratio(pred, target)
-    close = (target - pred) * (s * (1 + s * (1 + s) * atanh_tail(s * s)))
-    log_ratio = _log_ratio(_finite(pred), target)
-    log_ratio = jnp.where(target == 0, 0, log_ratio)
-    return 2 * jnp.where(near, close, target * (log_ratio - 1) + pred)
+    close = (2 * (target - pred)) * (s * (1 + s * (1 + s) * atanh_tail(s * s)))
+    log_ratio = jnp.where(target == 0, 0, _log_ratio(_finite(pred), target))
+    deviance = jnp.where(near, close, 2 * (target * (log_ratio - 1) + pred))
+    return jnp.where((pred >= 0) & (target >= 0), deviance, jnp.nan)
 
 
 def _gamma_slope(pred: Array, target: Array) -> Array:
@@ -111,11 +110,11 @@ def gamma_deviance(pred: Array, target: Array) -> Array:
     >>> round(float(gamma_deviance(jnp.array([2.0]), jnp.array([1.0]))), 6)
     0.386294
     """
-    pred, target = _nonnegative(pred), _nonnegative(target)
     near, s = _half_log_ratio(pred, target)
-    close = 2 * s * s * (1 / (1 - s) - s * atanh_tail(s * s))
+    close = 4 * s * s * (1 / (1 - s) - s * atanh_tail(s * s))
     log_ratio = jnp.where(target == 0, -jnp.inf, _log_ratio(pred, _finite(target)))
-    return 2 * jnp.where(near, close, target / pred - (1 + log_ratio))
+    deviance = jnp.where(near, close, 2 * (target / pred - (1 + log_ratio)))
+    return jnp.where((pred >= 0) & (target >= 0), deviance, jnp.nan)
 
 
 def _mean_of(pred: Array, power: Array | float) -> Array:

@@ -37,10 +37,10 @@ def _finite(x: Array) -> Array:
 
 def _half_log_ratio(pred: Array, target: Array) -> tuple[Array, Array]:
     """Whether target is within a factor 2 of pred, and then s, else 0."""
-    excess = (target - pred) / pred
-    near = (excess > -0.5) & (excess < 1)
-    excess = jnp.where(near, excess, 0)
-    return near, excess / (2 + excess)
+    excess = jnp.minimum((target - pred) / pred, 1e30)
+    s = excess / (2 + excess)
+    near = jnp.abs(s) < 1 / 3
+    return near, jnp.where(near, s, 0)
 
 
 def _ratio_parts(pred: Array, target: Array) -> tuple[Array, Array, Array]:

@@ -20,7 +20,6 @@ __all__ = [
     "exp_difference",
     "exp_sum",
     "exprel",
-    "log1p_ratio",
     "log_pair",
     "quotient",
     "scaled",
@@ -63,12 +62,6 @@ def _terms(x: Array, single: int, double: int) -> int:
 def atanh_tail(square: Array) -> Array:
     """(artanh(s)/s − 1)/s² = 1/3 + s²/5 + s⁴/7 + … as a function of s², for 0 ≤ s² ≤ 1/9."""
     return _polynomial(square, [1 / (2 * k + 3) for k in range(_terms(square, 7, 16))])
-
-
-def log1p_ratio(x: Array) -> Array:
-    """log1p(x)/x for 0 ≤ x ≤ 1, by way of log1p(x) = 2·artanh(x/(2 + x))."""
-    square = jnp.square(x / (2 + x))
-    return 2 * (1 + square * atanh_tail(square)) / (2 + x)
 
 
 def exprel(x: Array) -> Array:

@@ -21,7 +21,6 @@ from jaxloss.contract import POSITIVE, Domain
 from jaxloss.lift import Traits, pointwise
 from jaxloss.losses.special import (
     atanh_tail,
-    enlarged,
     exp_difference,
     exp_sum,
     exprel,
@@ -161,8 +160,7 @@ _loss = with_partials(_value, _slope, _alpha_slope, _scale_slope)
 
 
 def _barron_slope(pred: Array, target: Array, *, alpha: Array, scale: Array) -> Array:
-    residual, unit = enlarged(0.25, pred - target, scale)
-    return 0.25 * _slope(residual, alpha, jnp.asarray(unit))
+    return _slope(pred - target, alpha, scale)
 
 
 def _barron_curvature(pred: Array, target: Array, *, alpha: Array, scale: Array) -> Array:

@@ -17,7 +17,6 @@ from jax.custom_derivatives import SymbolicZero
 
 __all__ = [
     "atanh_tail",
-    "enlarged",
     "exp_difference",
     "exp_sum",
     "exprel",
@@ -46,15 +45,6 @@ def with_partials(function: Callable, *partials: Callable) -> Callable:
 
     wired.defjvp(jvp, symbolic_zeros=True)
     return wired
-
-
-def enlarged(factor: float, residual: Array, scale: Array | float) -> tuple[Array, Array | float]:
-    """Residual and scale times a power of two: the same question, asked exactly, in another unit.
-
-    For the slope of a loss that costs next to nothing: what value and slope share, be it a residual or a constant, XLA
-    computes once and keeps, and on a CPU writing an array takes longer than all of their arithmetic.
-    """
-    return factor * residual, factor * scale
 
 
 def _polynomial(x: Array, coefficients: Sequence[float]) -> Array:

@@ -27,7 +27,7 @@ _REDESCENDING = Traits(residual=True, symmetric=True, bounded_influence=True, es
 
 def _held(residual: Array, scale: Array | float, bound: float | None = None) -> Array:
     """r held within ±bound·scale; by default where the square of r/scale is still finite."""
-    limit = (0.5 * float(jnp.finfo(residual.dtype).max) ** 0.5 if bound is None else bound) * scale
+    limit = (0.55 * float(jnp.finfo(residual.dtype).max) ** 0.5 if bound is None else bound) * scale
     return jnp.clip(residual, -limit, limit)
 
 

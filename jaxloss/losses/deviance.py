@@ -179,7 +179,7 @@ def tweedie_deviance(pred: Array, target: Array, *, power: Array | float) -> Arr
     other = positive & ~close & ~low
     root = _power(log_mean, 0.5 * jnp.where(low, one, two))
     small = jnp.where(close, log_ratio, 0)
-    series = jnp.square(math.sqrt(2) * root * small) * exp_difference(small, two * small, single=12, double=20)
+    series = jnp.square(root * (math.sqrt(2) * small)) * exp_difference(small, two * small, single=12, double=20)
     # Powers from 1 to 1.5: (a·ℓ·exprel((1−p)ℓ) − (a − μ))·μ^(1−p)/(2−p), with ℓ = log(a/μ).
     growth = amount * (log_ratio * exprel(jnp.where(low, one * log_ratio, 0)))
     from_one = (jnp.where(low, growth - (amount - mean), 0) * root) * (root / jnp.where(low, two, 1))

@@ -144,7 +144,7 @@ def _tweedie_curvature(pred: Array, target: Array, *, power: Array) -> Array:
     root = _power(_log(mean), -0.5 * (power + 1))
     unit = jnp.where(mean > 1, 2.0**-12, 1)  # or the balance might overflow
     balance = (1 - power) * (unit * mean) + power * (unit * target)
-    return 2 * jnp.where(power == 0, 1, (balance * root) * (root / unit))
+    return jnp.where(power == 0, 2, (2 * balance * root) * (root / unit))
 
 
 @pointwise(
@@ -195,8 +195,8 @@ def tweedie_deviance(pred: Array, target: Array, *, power: Array | float) -> Arr
     wide = other & (amount > 1e30 * mean)  # or amount/mean might overflow
     gap = jnp.where(other, amount - mean, 0) / jnp.where(other & ~wide, mean, 1)
     tangent = high * ((high / jnp.where(wide, mean, 1)) / one_or) * gap
-    general = (jnp.where(mild, mildly, rise) - tangent) / (lift * lift)
-    regular = jnp.where(close, series, 2 * jnp.where(low, from_one, general))
+    general = 2 * (jnp.where(mild, mildly, rise) - tangent) / (lift * lift)
+    regular = jnp.where(close, series, jnp.where(low, 2 * from_one, general))
     regular = jnp.where(jnp.isnan(regular) & ~jnp.isnan(pred), jnp.inf, regular)  # ∞ − ∞, past all bounds
     # A target of 0 or less has no power.
     root, mean = jnp.where(positive, 1, root), jnp.where(positive, 1, mean)

@@ -70,14 +70,14 @@ class Traits:
 
 @dataclass(frozen=True, eq=False)
 class _Lifted:
-    """What a loss made by `pointwise` carries: its declarations, and its compiled maps of (pred, target, settings)."""
+    """What a loss made by `pointwise` carries: its declarations, and the compiled map of each kind."""
 
     name: str
     event_ndim: int
     defaults: Mapping[str, Any]
     domain: Mapping[str, Domain]
     traits: Traits
-    maps: Mapping[str, Callable]
+    compiled: Callable[[str], Callable]
 
 
 @overload
@@ -140,21 +140,28 @@ def _lift(
         raise TypeError(f"{name}: a pointwise loss takes (pred, target, *, settings), got {signature}")
     defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
     value, first, second = _derivatives(function, slope, curvature, traits.residual)
-    maps = {"slope": first, "curvature": second, "irls_weight": _irls_weight(first, second)}
-    maps = {kind: jax.jit(_elementwise(scalar, event_ndim, domain)) for kind, scalar in maps.items()}
-    lifted = _Lifted(name, event_ndim, defaults, domain, traits, maps)
-    losses = _elementwise(value, event_ndim, domain)
 
-    @functools.partial(jax.jit, static_argnames=("axes", "reduction"))
-    def compiled(pred, target, settings, weights, where, *, axes, reduction):
-        return reduce_losses(losses(pred, target, settings, where), weights, where, axes, reduction)
+    @functools.cache
+    def compiled(kind: str) -> Callable:
+        """Made when first used: half a millisecond each, which importing the catalogue should not wait for."""
+        if kind == "loss":
+            losses = _elementwise(value, event_ndim, domain)
+
+            def reduced(pred, target, settings, weights, where, *, axes, reduction):
+                return reduce_losses(losses(pred, target, settings, where), weights, where, axes, reduction)
+
+            return jax.jit(reduced, static_argnames=("axes", "reduction"))
+        scalar = {"slope": first, "curvature": second, "irls_weight": _irls_weight(first, second)}[kind]
+        return jax.jit(_elementwise(scalar, event_ndim, domain))
+
+    lifted = _Lifted(name, event_ndim, defaults, domain, traits, compiled)
 
     @functools.wraps(function)
     def loss(pred, target, *, weights=None, where=None, axis=None, reduction="mean", **settings):
         target, weights, shape = prepare(name, pred, target, weights, where, event_ndim)
         settings = _prepare_settings(lifted, settings, shape, target.dtype)
         axes = check_reduction(name, reduction, axis, len(shape))
-        return compiled(pred, target, settings, weights, where, axes=axes, reduction=reduction)
+        return compiled("loss")(pred, target, settings, weights, where, axes=axes, reduction=reduction)
 
     shared = inspect.signature(loss, follow_wrapped=False).parameters.values()
     parameters += [p for p in shared if p.kind is p.KEYWORD_ONLY]
@@ -328,7 +335,7 @@ def _lift_derivative(loss: Loss, kind: str) -> Callable[..., Any]:
         raise TypeError(f"{name}: only for losses of pred − target; declare it with traits=Traits(residual=True)")
     if kind != "slope" and lifted.event_ndim:
         raise TypeError(f"{name}: only for losses of one number, and this one compares vectors")
-    compiled = lifted.maps[kind]
+    compiled = lifted.compiled(kind)
 
     def derivative(pred: Any, target: Any, **settings: Any) -> Any:
         target, _, shape = prepare(name, pred, target, None, None, lifted.event_ndim)

@@ -1,25 +1,21 @@
-"""The one table of losses: one row each. Every property test runs over every row; an exported loss with no row fails.
-
-A row's oracles are mpmath functions of one prediction and one target, written from the definition, with no jax. At a
-kink they follow the library's convention: the slope is the subgradient of least magnitude, the curvature the one on
-the side of the smaller |residual|.
-"""
+"""The one table of losses: one row each. Every property test runs over every row; an exported loss with no row fails."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import grids
 import numpy as np
+import oracles as o
 import pytest
-from mpmath import mp, mpf, sign
+from mpmath import exp, log, mp, mpf, sign
+from oracles import Oracle, largest, of_residual, summed
 
 import jaxloss
 
-mp.dps = 120  # log cosh(1e-30) is 5e-61: the oracle's own cancellation must leave digits
-
 Settings = dict[str, Any]
-Oracle = Callable[..., Any]
 
 
 class Line(NamedTuple):
@@ -44,6 +40,8 @@ class Row(NamedTuple):
     """Its derivative in pred."""
     curvature: Oracle
     """Its second derivative in pred."""
+    sizes: tuple[Oracle, Oracle, Oracle]
+    """What the errors of value, slope and curvature are relative to: themselves, or the formula's largest term."""
     settings: tuple[Settings, ...] = ({},)
     """Ordinary settings; the first is used where one is enough, and names every setting a test should vary."""
     sweep: tuple[Settings, ...] = ({},)
@@ -51,12 +49,12 @@ class Row(NamedTuple):
     corners: Callable[..., tuple[float, ...]] = lambda target, **settings: ()
     """corners(target, **settings): the predictions at which slope or curvature jumps."""
     line: Line = REAL
-    curvature_size: Oracle | None = None
-    """The largest term of the curvature's formula, where it changes sign; the error is relative to it."""
     tolerance: float = 1.0
     """5 where float32 exp and pow themselves enter."""
-    pairs: Callable[[Settings, bool], tuple[np.ndarray, np.ndarray]] | None = None
-    """pairs(settings, full): predictions and targets for the accuracy; by default residuals of every magnitude."""
+    least: float = 2.0
+    """Exact results below this many times float32's smallest normal number are held to an absolute error of it."""
+    pairs: Callable[[Any, Settings, bool], tuple[np.ndarray, np.ndarray]] = grids.of_residuals
+    """pairs(row, settings, full): predictions and targets for the accuracy."""
     zero_at_fit: bool = True
     """False for a likelihood, which is not 0 at a perfect fit and may be negative."""
     unbounded: bool = True
@@ -73,44 +71,34 @@ class Row(NamedTuple):
         return self.settings[0]
 
 
-def across(name: str, **fixed: float) -> tuple[Settings, ...]:
-    """One setting over its whole range, the others fixed."""
-    return tuple({name: value, **fixed} for value in (1e-3, 0.037, 1.0, 41.0, 1e3))
+def row(loss: Any, *parts: Oracle, **rest: Any) -> Row:
+    """A row from the oracles of value, slope and curvature."""
+    return Row(loss, *map(summed, parts), sizes=tuple(map(largest, parts)), **rest)  # type: ignore[arg-type]
 
 
-def of_residual(function: Oracle) -> Oracle:
-    """An oracle of (pred, target) from one of the residual."""
-    return lambda pred, target, **settings: function(pred - target, **settings)
-
-
-def at_residuals(residuals: Callable[..., tuple[float, ...]]) -> Callable[..., tuple[float, ...]]:
-    """Corners as predictions, from corners as residuals."""
-    return lambda target, **settings: tuple(target + r for r in residuals(**settings))
-
-
-def residual_row(loss: Any, value: Oracle, slope: Oracle, curvature: Oracle, **rest: Any) -> Row:
+def residual_row(loss: Any, *parts: Oracle, corners: Callable = lambda **settings: (), **rest: Any) -> Row:
     """A row of a loss of the residual: its oracles and corners take residuals."""
-    rest["corners"] = at_residuals(rest.pop("corners", lambda **settings: ()))
-    if "curvature_size" in rest:
-        rest["curvature_size"] = of_residual(rest["curvature_size"])
-    return Row(loss, of_residual(value), of_residual(slope), of_residual(curvature), **rest)
+
+    def at_residuals(target, **settings):
+        return tuple(target + r for r in corners(**settings))
+
+    return row(loss, *map(of_residual, parts), corners=at_residuals, **rest)
 
 
-def huber(r, delta):
-    return r**2 / 2 if abs(r) <= delta else delta * (abs(r) - delta / 2)
+def grid(**values: tuple[float, ...]) -> tuple[Settings, ...]:
+    """Every combination of the values given for each setting."""
+    return tuple(dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values()))
 
 
-def huber_slope(r, delta):
-    return r if abs(r) <= delta else delta * sign(r)
+LENGTHS = (1e-3, 0.037, 1.0, 41.0, 1e3)
+LEVELS = (1e-3, 0.1, 0.5, 0.75, 0.999)
+TO_TWO = (0.0, 1e-3, 0.5, 1.0, 1.5, 1.999, 2.0)
+ALPHAS = (-np.inf, -1e6, -1e3, -2.0, -1.0, -1e-3, *TO_TWO)
+POWERS = (-3.0, -1e-3, 0.0, 1.0, 1.001, 1.25, 1.5, 1.75, 1.999, 2.0, 2.001, 3.0, 5.5)
 
 
-def huber_curvature(r, delta):
-    return mpf(abs(r) <= delta)
-
-
-def far(r) -> bool:
-    """Where cosh r is e^|r|/2 to all digits, and needs no number of 10³⁰ digits."""
-    return abs(r) > 1000
+def by_scale(first: float = 1.0) -> dict[str, Any]:
+    return {"settings": grid(scale=(first, 0.5)), "sweep": grid(scale=LENGTHS)}
 
 
 RESIDUAL_LOSSES = (
@@ -118,21 +106,21 @@ RESIDUAL_LOSSES = (
     residual_row(jaxloss.mae, abs, sign, lambda r: mpf(0), corners=lambda: (0.0,), torch="l1_loss"),
     residual_row(
         jaxloss.huber,
-        huber,
-        huber_slope,
-        huber_curvature,
-        settings=({"delta": 1.0}, {"delta": 0.3}),
-        sweep=across("delta"),
+        o.huber,
+        o.huber_slope,
+        o.huber_curvature,
+        settings=grid(delta=(1.0, 0.3)),
+        sweep=grid(delta=LENGTHS),
         corners=lambda delta: (-delta, delta),
         torch="huber_loss",
     ),
     residual_row(
         jaxloss.smooth_l1,
-        lambda r, beta: huber(r, beta) / beta,
-        lambda r, beta: huber_slope(r, beta) / beta,
-        lambda r, beta: huber_curvature(r, beta) / beta,
-        settings=({"beta": 1.0}, {"beta": 0.3}),
-        sweep=across("beta"),
+        lambda r, beta: o.huber(r, beta) / beta,
+        lambda r, beta: o.huber_slope(r, beta) / beta,
+        lambda r, beta: o.huber_curvature(r, beta) / beta,
+        settings=grid(beta=(1.0, 0.3)),
+        sweep=grid(beta=LENGTHS),
         corners=lambda beta: (-beta, beta),
         torch="smooth_l1_loss",
     ),
@@ -141,25 +129,197 @@ RESIDUAL_LOSSES = (
         lambda r, delta: delta**2 * (mp.sqrt(1 + (r / delta) ** 2) - 1),
         lambda r, delta: r / mp.sqrt(1 + (r / delta) ** 2),
         lambda r, delta: (1 + (r / delta) ** 2) ** mpf(-1.5),
-        settings=({"delta": 1.0}, {"delta": 0.3}),
-        sweep=across("delta"),
+        settings=grid(delta=(1.0, 0.3)),
+        sweep=grid(delta=LENGTHS),
     ),
     residual_row(
         jaxloss.log_cosh,
-        lambda r: abs(r) - mp.log(2) if far(r) else mp.log(mp.cosh(r)),
-        lambda r: sign(r) if far(r) else mp.tanh(r),
-        lambda r: mpf(0) if far(r) else 1 / mp.cosh(r) ** 2,
+        lambda r: abs(r) - log(2) if o.far(r) else log(mp.cosh(r)),
+        lambda r: sign(r) if o.far(r) else mp.tanh(r),
+        lambda r: mpf(0) if o.far(r) else 1 / mp.cosh(r) ** 2,
+    ),
+    residual_row(
+        jaxloss.epsilon_insensitive,
+        o.excess,
+        lambda r, epsilon: sign(r) if abs(r) > epsilon else mpf(0),
+        lambda r, epsilon: mpf(0),
+        settings=grid(epsilon=(0.1, 0.5)),
+        sweep=grid(epsilon=(0.0, *LENGTHS)),
+        corners=lambda epsilon: (-epsilon, epsilon),
+    ),
+    residual_row(
+        jaxloss.squared_epsilon_insensitive,
+        lambda r, epsilon: o.excess(r, epsilon) ** 2,
+        lambda r, epsilon: 2 * sign(r) * o.excess(r, epsilon),
+        lambda r, epsilon: mpf(2 if abs(r) > epsilon or epsilon == 0 else 0),
+        settings=grid(epsilon=(0.1, 0.5)),
+        sweep=grid(epsilon=(0.0, *LENGTHS)),
+        corners=lambda epsilon: (-epsilon, epsilon),
     ),
 )
 
-ROWS: tuple[Row, ...] = (*RESIDUAL_LOSSES,)
+RELATIVE_LOSSES = (
+    row(
+        jaxloss.msle,
+        lambda p, t: o.log_ratio(p, t) ** 2,
+        lambda p, t: 2 * o.log_ratio(p, t) / (1 + p),
+        o.msle_curvature,
+        line=ABOVE_MINUS_ONE,
+        pairs=grids.above_minus_one,
+        tolerance=5,
+    ),
+    row(
+        jaxloss.mape,
+        lambda p, t, epsilon: abs(p - t) / max(abs(t), epsilon),
+        lambda p, t, epsilon: sign(p - t) / max(abs(t), epsilon),
+        lambda p, t, epsilon: mpf(0),
+        settings=grid(epsilon=(0.5, 1e-6)),
+        sweep=grid(epsilon=(1e-6, *LENGTHS)),
+        corners=lambda target, epsilon: (target,),
+        pairs=grids.of_relative_errors,
+    ),
+    row(
+        jaxloss.smape,
+        lambda p, t, epsilon: 2 * abs(p - t) / max(abs(p) + abs(t), epsilon),
+        o.smape_slope,
+        o.smape_curvature,
+        settings=grid(epsilon=(0.5, 1e-6)),
+        sweep=grid(epsilon=(1e-6, *LENGTHS)),
+        corners=lambda target, epsilon: (target, 0 * target, abs(target) - epsilon, epsilon - abs(target)),
+        pairs=grids.of_relative_errors,
+        unbounded=False,
+    ),
+)
+
+ROBUST_LOSSES = (
+    residual_row(
+        jaxloss.cauchy,
+        lambda r, scale: scale**2 / 2 * log(1 + (r / scale) ** 2),
+        lambda r, scale: r / (1 + (r / scale) ** 2),
+        o.cauchy_curvature,
+        **by_scale(),
+    ),
+    residual_row(
+        jaxloss.welsch,
+        lambda r, scale: scale**2 / 2 * (1 - exp(-((r / scale) ** 2))),
+        lambda r, scale: r * exp(-((r / scale) ** 2)),
+        o.welsch_curvature,
+        unbounded=False,
+        tolerance=5,
+        **by_scale(),
+    ),
+    residual_row(
+        jaxloss.geman_mcclure,
+        lambda r, scale: r**2 / 2 / (1 + (r / scale) ** 2),
+        lambda r, scale: r / (1 + (r / scale) ** 2) ** 2,
+        o.geman_mcclure_curvature,
+        unbounded=False,
+        **by_scale(),
+    ),
+    residual_row(jaxloss.tukey, o.tukey, o.tukey_slope, o.tukey_curvature, unbounded=False, **by_scale(4.685)),
+    residual_row(
+        jaxloss.fair,
+        lambda r, scale: scale**2 * (abs(r) / scale - log(1 + abs(r) / scale)),
+        lambda r, scale: r / (1 + abs(r) / scale),
+        lambda r, scale: 1 / (1 + abs(r) / scale) ** 2,
+        **by_scale(),
+    ),
+    residual_row(
+        jaxloss.barron,
+        o.barron,
+        o.barron_slope,
+        o.barron_curvature,
+        settings=({"alpha": 0.5, "scale": 1.0}, {"alpha": 1.5, "scale": 0.5}, {"alpha": -2.0, "scale": 1.0}),
+        sweep=grid(alpha=ALPHAS, scale=(1e-3, 1.0, 1e3)),
+        tolerance=5,
+    ),
+    residual_row(
+        jaxloss.barron_nll,
+        o.barron_nll,
+        o.barron_slope,
+        o.barron_curvature,
+        settings=({"alpha": 0.5, "scale": 1.0}, {"alpha": 1.5, "scale": 0.5}, {"alpha": 2.0, "scale": 1.0}),
+        sweep=grid(alpha=TO_TWO, scale=(1e-3, 1.0, 1e3)),
+        tolerance=5,
+        zero_at_fit=False,
+    ),
+)
+
+QUANTILE_LOSSES = (
+    residual_row(
+        jaxloss.quantile,
+        lambda r, level: o.weight(r, level) * abs(r),
+        lambda r, level: o.weight(r, level) * sign(r),
+        lambda r, level: mpf(0),
+        settings=grid(level=(0.3, 0.9)),
+        sweep=grid(level=LEVELS),
+        corners=lambda level: (0.0,),
+    ),
+    residual_row(
+        jaxloss.expectile,
+        lambda r, level: o.weight(r, level) * r**2,
+        lambda r, level: o.weight(r, level) * 2 * r,
+        lambda r, level: o.least_weight(r, level) * 2,
+        settings=grid(level=(0.3, 0.9)),
+        sweep=grid(level=LEVELS),
+        corners=lambda level: (0.0,),
+    ),
+    residual_row(
+        jaxloss.quantile_huber,
+        lambda r, level, delta: o.weight(r, level) * o.huber(r, delta) / delta,
+        lambda r, level, delta: o.weight(r, level) * o.huber_slope(r, delta) / delta,
+        lambda r, level, delta: o.least_weight(r, level) * o.huber_curvature(r, delta) / delta,
+        settings=({"level": 0.3, "delta": 1.0}, {"level": 0.9, "delta": 0.3}),
+        sweep=grid(level=LEVELS, delta=(1e-3, 1.0, 1e3)),
+        corners=lambda level, delta: (0.0, -delta, delta),
+    ),
+)
+
+DEVIANCES = (
+    row(
+        jaxloss.poisson_deviance,
+        lambda p, t: o.tweedie(p, t, 1),
+        lambda p, t: 2 * (p - t) / p,
+        lambda p, t: 2 * t / p**2,
+        line=POSITIVE,
+        pairs=grids.of_means,
+    ),
+    row(
+        jaxloss.gamma_deviance,
+        lambda p, t: o.tweedie(p, t, 2),
+        lambda p, t: 2 * (p - t) / p**2,
+        lambda p, t: o.tweedie_curvature(p, t, 2),
+        line=POSITIVE,
+        pairs=grids.of_means,
+    ),
+    row(
+        jaxloss.tweedie_deviance,
+        o.tweedie,
+        o.tweedie_slope,
+        o.tweedie_curvature,
+        settings=grid(power=(1.7, 0.0, 1.0, 2.0, 3.0)),  # 1.7, of which six tenths are still in the domain
+        sweep=grid(power=POWERS),
+        line=POSITIVE,
+        pairs=grids.of_means,
+        tolerance=5,
+    ),
+)
+
+ROWS: tuple[Row, ...] = (*RESIDUAL_LOSSES, *RELATIVE_LOSSES, *ROBUST_LOSSES, *QUANTILE_LOSSES, *DEVIANCES)
 
 
-def each(rows: list[Row]) -> Any:
-    return pytest.mark.parametrize("row", rows, ids=lambda row: row.name)
+LONG = ("barron", "barron_nll")
+"""Losses of so many operations that the tests that compile most of them are left to the slow suite."""
+
+
+def each(rows: list[Row], slow: tuple[str, ...] = ()) -> Any:
+    """The test over the rows; those named are slow."""
+    marked = [pytest.param(row, marks=pytest.mark.slow) if row.name in slow else row for row in rows]
+    return pytest.mark.parametrize("row", marked, ids=[row.name for row in rows])
 
 
 each_loss = each(list(ROWS))
+each_short_loss = each(list(ROWS), slow=LONG)
 each_residual_loss = each([row for row in ROWS if jaxloss.traits(row.loss).residual])
 
 

@@ -15,31 +15,18 @@ FLOAT32 = np.finfo(np.float32)
 VALUE, SLOPE, CURVATURE = 2e-6, 2e-6, 2e-5
 
 
-def residual_pairs(row: Row, settings: dict, full: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Predictions beside target 0, and beside targets of about the residual's size; with all corners."""
-    random = np.random.default_rng(0)
-    exponents = np.linspace(-30, 30, 1201 if full else 101)
-    sizes = 10.0**exponents * random.uniform(0.99, 1.01, exponents.shape)
-    corners = np.float32([0.0, *row.corners(0.0, **settings)])
-    beside = np.concatenate([corners, np.nextafter(corners, np.float32(9e9)), np.nextafter(corners, -np.float32(9e9))])
-    beside = beside[(beside == 0) | (np.abs(beside) >= FLOAT32.tiny)]
-    zero_target = np.float32(np.concatenate([sizes, -sizes, beside, [1e-30, 1e30, -1e-30, -1e30]]))
-    other_target = np.float32(random.uniform(-0.4, 0.4, sizes.shape) * sizes)
-    pred = np.concatenate([zero_target, np.float32(random.choice([-1, 1], sizes.shape) * sizes)])
-    return pred, np.concatenate([np.zeros_like(zero_target), other_target])
-
-
-def check(got: np.ndarray, exact: list, size: list, relative: float, inputs: list, what: str) -> None:
-    """Assert float32 results against exact ones, relative to `size`, wherever those are normal numbers."""
+def check(got: np.ndarray, exact: list, size: list, relative: float, least: float, inputs: list, what: str) -> None:
+    """Assert float32 results against exact ones, relative to `size`, wherever those are at least `least`."""
     worst, where = 0.0, None
     for number, true, unit, given in zip(got.astype(np.float64).tolist(), exact, size, inputs, strict=True):
         assert number == number, f"{what} is NaN at {given}, exactly {float(true)}"
-        if abs(true) > mpf(float(FLOAT32.max)):
-            assert abs(number) >= 0.999 * float(FLOAT32.max), f"{what} overflows exactly at {given}, got {number}"
-            continue
         error = abs(mpf(number) - true) if abs(number) < np.inf else mpf("inf")
-        if abs(unit) < mpf(float(FLOAT32.tiny)):
-            assert error <= mpf(float(FLOAT32.tiny)), f"{what} at {given}: {number} for a number below float32's"
+        if abs(true) > mpf(float(FLOAT32.max)):
+            large = abs(number) >= 0.999 * float(FLOAT32.max) or error <= relative * abs(unit)
+            assert large, f"{what} overflows exactly at {given}, got {number}"
+            continue
+        if abs(true) < least:
+            assert error <= max(least, relative * abs(unit)), f"{what} at {given}: {number}, exactly {float(true)}"
             continue
         if error / abs(unit) > worst:
             worst, where = float(error / abs(unit)), (given, number, float(true))
@@ -48,8 +35,7 @@ def check(got: np.ndarray, exact: list, size: list, relative: float, inputs: lis
 
 def check_accuracy(row: Row, loss, full: bool) -> None:
     """Value, slope and curvature of the loss against the row's oracles, over all its settings in one call."""
-    pairs = row.pairs or (lambda settings, full: residual_pairs(row, settings, full))
-    drawn = [(settings, *pairs(settings, full)) for settings in row.sweep]
+    drawn = [(settings, *row.pairs(row, settings, full)) for settings in row.sweep]
     pred, target = (np.concatenate([entry[part] for entry in drawn]) for part in (1, 2))
     settings = {
         name: np.concatenate([np.full(len(entry[1]), entry[0][name], np.float32) for entry in drawn])
@@ -60,20 +46,21 @@ def check_accuracy(row: Row, loss, full: bool) -> None:
         for i, (p, t) in enumerate(zip(pred, target, strict=True))
     ]
     shown = [(float(p), float(t), {name: float(value) for name, value in given.items()}) for p, t, given in inputs]
+    least = row.least * float(FLOAT32.tiny)
     device = {name: jnp.asarray(array) for name, array in settings.items()}
 
     def value(pred, target, **given):
         return loss(pred, target, reduction="none", **given)
 
     for what, function, oracle, size, relative in (
-        ("value", value, row.value, None, VALUE),
-        ("slope", jaxloss.slope(loss), row.slope, None, SLOPE),
-        ("curvature", jaxloss.curvature(loss), row.curvature, row.curvature_size, CURVATURE),
+        ("value", value, row.value, row.sizes[0], VALUE),
+        ("slope", jaxloss.slope(loss), row.slope, row.sizes[1], SLOPE),
+        ("curvature", jaxloss.curvature(loss), row.curvature, row.sizes[2], CURVATURE),
     ):
         exact = [mpf(oracle(p, t, **given)) for p, t, given in inputs]
-        unit = exact if size is None else [mpf(size(p, t, **given)) for p, t, given in inputs]
+        unit = [mpf(size(p, t, **given)) for p, t, given in inputs]
         got = np.asarray(jax.device_get(function(jnp.asarray(pred), jnp.asarray(target), **device)))
-        check(got, exact, unit, relative * row.tolerance, shown, f"{what} of {row.name}")
+        check(got, exact, unit, relative * row.tolerance, least, shown, f"{what} of {row.name}")
 
 
 @each_loss

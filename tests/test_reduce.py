@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from catalogue import each_loss
+from catalogue import each_loss, each_short_loss
 from support import close, hvp, sample, settings_tree
 
 import jaxloss
@@ -107,7 +107,7 @@ def test_all_masked_is_zero_with_zero_gradient_and_the_weight_tells(row):
 
 
 @pytest.mark.usefixtures("eager")
-@each_loss
+@each_short_loss
 def test_masked_entries_are_absent(row):
     """Value, gradient in everything, and Hessian-vector product are those of the unmasked entries alone."""
     pred, target = sample(row, (6,))
@@ -147,7 +147,7 @@ def test_a_mask_of_rows_hides_poisoned_scalar_weight_rows():
 
 
 @pytest.mark.usefixtures("eager")
-@each_loss
+@each_short_loss
 def test_nan_that_is_not_masked_is_seen(row):
     pred, target = sample(row, (4,))
     for spoiled in ((pred.at[1].set(jnp.nan), target), (pred, target.at[1].set(jnp.nan))):

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from catalogue import each_loss
+from catalogue import each_loss, each_short_loss
 from support import close, sample, settings_tree
 
 import jaxloss
@@ -32,7 +32,7 @@ def settings_shapes(shape):
 
 
 @pytest.mark.usefixtures("eager")
-@each_loss
+@each_short_loss
 def test_settings_broadcast_as_scalar_vector_or_full_rank(row):
     pred, target = sample(row, (4, 3))
     random = np.random.default_rng(1)

@@ -120,7 +120,7 @@ def log_pair(x: Array, low: Array, octaves: Array) -> Pair:
 @log_pair.defjvp
 def _(primals, tangents):
     high, rest = log_pair(*primals)
-    return (high, rest), (jnp.zeros_like(high), (tangents[0] + tangents[1]) / primals[0])
+    return (high, rest), (jnp.zeros_like(high), (tangents[0] + tangents[1]) / (primals[0] + primals[1]))
 
 
 def scaled(factor: Array, pair: Pair) -> Pair:

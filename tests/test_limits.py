@@ -1,0 +1,66 @@
+"""Losses join their neighbours, in value and slope."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+from support import close
+
+import jaxloss
+from jaxloss import quantile_huber
+
+RANDOM = np.random.default_rng(0)
+REAL = tuple(np.float32(3 * RANDOM.standard_normal(40)) for _ in range(2))
+POSITIVE = tuple(np.float32(np.exp(RANDOM.standard_normal(40))) for _ in range(2))
+
+
+def part(name, factor=1.0, **settings):
+    """factor times the loss, as a function of (pred, target)."""
+    loss = getattr(jaxloss, name)
+    return lambda pred, target: factor * loss(pred, target, reduction="none", **settings)
+
+
+NEIGHBOURS = {
+    "huber, large delta": (part("huber", delta=1e3), part("mse", 0.5), 1e-6),
+    "huber, small delta": (part("huber", 1e4, delta=1e-4), part("mae"), 1e-3),
+    "smooth_l1": (part("smooth_l1", beta=0.3), part("huber", 1 / 0.3, delta=0.3), 2e-6),
+    "smooth_l1, small beta": (part("smooth_l1", beta=1e-4), part("mae"), 1e-3),
+    "pseudo_huber, large delta": (part("pseudo_huber", delta=1e4), part("mse", 0.5), 1e-6),
+    "pseudo_huber, small delta": (part("pseudo_huber", 1e5, delta=1e-5), part("mae"), 1e-3),
+    "quantile": (part("quantile", level=0.5), part("mae", 0.5), 1e-6),
+    "expectile": (part("expectile", level=0.5), part("mse", 0.5), 1e-6),
+    "quantile_huber, small delta": (part("quantile_huber", level=0.8, delta=1e-4), part("quantile", level=0.8), 1e-3),
+    "quantile_huber, large delta": (
+        part("quantile_huber", 2e3, level=0.8, delta=1e3),
+        part("expectile", level=0.8),
+        1e-5,
+    ),
+    "quantile_huber, middle": (part("quantile_huber", level=0.5, delta=0.3), part("smooth_l1", 0.5, beta=0.3), 2e-6),
+    "epsilon_insensitive": (part("epsilon_insensitive", epsilon=0.0), part("mae"), 1e-6),
+    "squared_epsilon_insensitive": (part("squared_epsilon_insensitive", epsilon=0.0), part("mse"), 1e-6),
+    "tweedie 0": (part("tweedie_deviance", power=0.0), part("mse"), 1e-6),
+    "tweedie 1": (part("tweedie_deviance", power=1.0), part("poisson_deviance"), 1e-5),
+    "tweedie 2": (part("tweedie_deviance", power=2.0), part("gamma_deviance"), 1e-5),
+    "tweedie beside 1": (part("tweedie_deviance", power=1 + 1e-6), part("poisson_deviance"), 1e-4),
+    "tweedie beside 2": (part("tweedie_deviance", power=2 - 1e-6), part("gamma_deviance"), 1e-4),
+    **{
+        f"{name}, large scale": (part(name, scale=1e4), part("mse", 0.5), 1e-5 if name != "fair" else 2e-3)
+        for name in ("cauchy", "welsch", "geman_mcclure", "tukey", "fair")
+    },
+}
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize("name", NEIGHBOURS)
+def test_neighbours_join(name):
+    one, other, relative = NEIGHBOURS[name]
+    pred, target = POSITIVE if name.startswith("tweedie") else REAL
+    close(one(pred, target), other(pred, target), rtol=relative, atol=relative / 10)
+    slopes = (jax.grad(lambda p, f=f: f(p, target).sum())(pred) for f in (one, other))
+    close(*slopes, rtol=relative, atol=1e-6)
+
+
+def test_level_of_quantile_huber_is_that_of_quantile():
+    over, under = quantile_huber(np.float32([2.0, -2.0]), np.zeros(2), level=0.9, delta=1e-3, reduction="none")
+    close((over, under), (np.float32(0.2), np.float32(1.8)), rtol=1e-3)

@@ -7,7 +7,9 @@ The worst relative error of value, slope and curvature of every loss, over resid
 error counts wherever the exact value is a normal float32 number, relative to the largest term of the formula where
 that changes sign. For the others, value and gradient are asked for one element at a time, as a user would.
 
-Answer: @ANSWER@
+Answer: the losses here keep their bars (value and slope 2e-6, curvature 2e-5, five times that with exp and pow).
+Elsewhere the slope of optax's huber and log-cosh is wrong altogether for small residuals, as is torchmetrics' log-cosh
+for large ones, and scikit-learn's deviances overflow.
 """
 
 from __future__ import annotations

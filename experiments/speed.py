@@ -9,7 +9,8 @@ warm-up, through `fit`, from NumPy arrays to trained parameters; compile time st
 one thread and on all, and the faster counts. The bound is 6 × the FLOPs of the forward products of one
 batch at the best rate, on one thread, of a chain of 32 × 64 × 64 products.
 
-Answer: @ANSWER@
+Answer, on two CPU cores: the line 31 times as fast as eager PyTorch; the network 18 times, and 13 times as fast as its
+best variant (fused AdamW, one thread), at 28 µs a step, 1.27 times the bound.
 """
 
 from __future__ import annotations

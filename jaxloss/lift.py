@@ -287,7 +287,8 @@ def _irls_weight(first: Callable, second: Callable) -> Callable:
         tiny, zero = jnp.finfo(pred.dtype).tiny, jnp.zeros_like(target)
         jump = first(zero + tiny, zero, settings) - first(zero - tiny, zero, settings)
         limit = jnp.where(jump > 2.0**-64, jnp.inf, second(pred, target, settings))
-        return jnp.where(at_zero, limit, first(pred, target, settings) / jnp.where(at_zero, 1, residual))
+        # Not slope / residual: XLA would join that division to one in the slope, and overflow.
+        return jnp.where(at_zero, limit, first(pred, target, settings) * (1 / jnp.where(at_zero, 1, residual)))
 
     return weight
 

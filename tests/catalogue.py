@@ -1,4 +1,4 @@
-"""The one table of losses: one row each. Every property test runs over every row; an exported loss with no row fails."""
+"""The one table of losses, one row each. Every property test runs over every row; a loss with no row fails."""
 
 from __future__ import annotations
 

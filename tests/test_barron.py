@@ -110,7 +110,7 @@ def test_alpha_and_scale_are_recovered_from_data(kind):
         updates, state = optimizer.update(jax.grad(objective)(raw), state)
         return (optax.apply_updates(raw, updates), state), None
 
-    (raw, _), _ = jax.jit(lambda carry: jax.lax.scan(step, carry, length=1000))((raw, optimizer.init(raw)))
+    (raw, _), _ = jax.jit(lambda carry: jax.lax.scan(step, carry, length=3000))((raw, optimizer.init(raw)))
     found = settings(raw)
     assert abs(float(found["alpha"]) - alpha) < 0.05
     assert abs(float(found["scale"]) / scale - 1) < 0.02

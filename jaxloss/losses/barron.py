@@ -85,7 +85,7 @@ def _parts(residual: Array, alpha: Array, scale: Array) -> _Parts:
     unit = jnp.where(far, 0, 1)
     total = jnp.where(near, 1, unit + z_high)
     total_low = jnp.where(near, 0, (unit - (total - z_high)) + z_low)
-    log_total = log_pair(total, total_low, jnp.where(far, 2.0 * octaves, 0))
+    log_total = log_pair(total, total_low, jnp.where(far, 2.0 * octaves, 0 * ratio))
     inverse = 1 / (1 + plain)
     u = jnp.where(near, z * (1 - t), log_total[0] + log_total[1])
     bend = jnp.where(near, z * (z * inverse - t), u - (1 - inverse))
@@ -146,7 +146,7 @@ def _alpha_slope(residual: Array, alpha: Array, scale: Array) -> Array:
 def _value(residual: Array, alpha: Array, scale: Array) -> Array:
     at = _parts(residual, alpha, scale)
     # Two spellings: the second cancels near α = 0, the first loses digits for large y and near α = 2.
-    plain = (at.y < 0.5) & (at.alpha < 1)
+    plain = ((at.y < 0.5) & (at.alpha < 1)) | (at.x < 1e-20)  # there β·v may underflow
     v, y = jnp.where(plain, at.v, 0), jnp.where(plain, at.y, 0)
     falling = at.beta * (at.v * exprel(-at.v))
     root, divisor = at.ratio * at.half, jnp.where(plain, 1, at.alpha)

@@ -142,7 +142,7 @@ def _tweedie_slope(pred: Array, target: Array, *, power: Array) -> Array:
 def _tweedie_curvature(pred: Array, target: Array, *, power: Array) -> Array:
     mean = _mean_of(pred, power)
     root = _power(_log(mean), -0.5 * (power + 1))
-    unit = jnp.where(mean > 1, 2.0**-12, 1)  # or the balance might overflow
+    unit = jnp.where(mean > 1, 2.0**-12, jnp.ones_like(mean))  # or the balance might overflow
     balance = (1 - power) * (unit * mean) + power * (unit * target)
     return jnp.where(power == 0, 2, (2 * balance * root) * (root / unit))
 
@@ -179,7 +179,8 @@ def tweedie_deviance(pred: Array, target: Array, *, power: Array | float) -> Arr
     other = positive & ~close & ~low
     root = _power(log_mean, 0.5 * jnp.where(low, one, two))
     small = jnp.where(close, log_ratio, 0)
-    series = jnp.square(root * (math.sqrt(2) * small)) * exp_difference(small, two * small, single=12, double=20)
+    step = root * small
+    series = step * (2 * exp_difference(small, two * small, single=12, double=20)) * step
     # Powers from 1 to 1.5: (a·ℓ·exprel((1−p)ℓ) − (a − μ))·μ^(1−p)/(2−p), with ℓ = log(a/μ).
     growth = amount * (log_ratio * exprel(jnp.where(low, one * log_ratio, 0)))
     from_one = (jnp.where(low, growth - (amount - mean), 0) * root) * (root / jnp.where(low, two, 1))
@@ -188,7 +189,7 @@ def tweedie_deviance(pred: Array, target: Array, *, power: Array | float) -> Arr
     mild = ~other | (jnp.abs(two * log_ratio) < 1)
     product = jnp.where(mild, 1, one * two)
     peak = _power(log_amount, jnp.where(mild, 0, 0.5 * two))
-    lift = jnp.where(jnp.maximum(root, peak) < 1e-8, 2.0**30, 1)  # or the squares might underflow
+    lift = jnp.where(jnp.maximum(root, peak) < 1e-8, 2.0**30, jnp.ones_like(root))  # or the squares might underflow
     high, peak = lift * jnp.where(other, root, 1), lift * peak
     rise = peak * (peak / product) - high * (high / product)
     mildly = high * ((high / one_or) * (log_ratio * exprel(jnp.where(mild & other, two * log_ratio, 0))))
@@ -202,7 +203,8 @@ def tweedie_deviance(pred: Array, target: Array, *, power: Array | float) -> Arr
     root, mean = jnp.where(positive, 1, root), jnp.where(positive, 1, mean)
     slant = jnp.where(target == 0, 0, (target * (root / mean)) * (root / jnp.where(power == 1, 1, one)))
     bare = root * root / jnp.where(power < 2, two, 1) - slant
-    bare = jnp.where((power < 2) & ((target == 0) | (power < 1)), bare, jnp.where(target == 0, jnp.inf, jnp.nan))
+    outside = jnp.where(target == 0, jnp.inf, jnp.full_like(target, jnp.nan))
+    bare = jnp.where((power < 2) & ((target == 0) | (power < 1)), bare, outside)
     deviance = jnp.where(positive, regular, 2 * bare)
     infinite = ((pred == jnp.inf) & (power <= 2)) | (target == jnp.inf)
     return jnp.where(power == 0, jnp.square(pred - target), jnp.where(infinite, jnp.inf, deviance))

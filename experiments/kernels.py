@@ -8,10 +8,10 @@ ratio to jaxloss or to bare `jnp.mean((pred − target)**2)` in the same round. 
 compiled a second time: only what exceeds that spread counts as slower. The bandwidth bound is the time XLA takes to
 add two arrays into a third, the traffic of a gradient.
 
-Answer, on two CPU cores: huber's value and gradient take 0.4 times optax's time at 2²⁴, mse and log-cosh optax's or less,
-up to noise. The elementary losses cost 1.0 to 1.3 times bare squared error at 2²⁴, up to twice and more at 2²⁰, where it
-is arithmetic that counts; the others up to 4 times. torch.compile is ahead with huber and smooth_l1 past 2²² in some
-runs and level in others; barron costs 2 to 3 times its bare powers.
+Answer, on two CPU cores: huber's value and gradient take 0.4 times optax's time at 2²⁴, those of mse and log-cosh
+optax's or less, up to noise. The elementary losses cost 1.0 to 1.3 times bare squared error at 2²⁴, up to twice and
+more at 2²⁰, where it is arithmetic that counts; the others up to 4 times. torch.compile is ahead with huber and
+smooth_l1 past 2²² in some runs and level in others; barron costs 2 to 3 times its bare powers.
 """
 
 from __future__ import annotations

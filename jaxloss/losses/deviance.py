@@ -177,7 +177,7 @@ def tweedie_deviance(pred: Array, target: Array, *, power: Array | float) -> Arr
     close = (jnp.abs(log_ratio) < 0.5) & (jnp.abs(two * log_ratio) < 1)
     low = (power >= 1) & (power < 1.5) & positive & ~close
     other = positive & ~close & ~low
-    root = _power(log_mean, 0.5 * jnp.where(low, one, two))
+    root = _power(log_mean, 0.5 * jnp.where(low | ~positive, one, two))
     small = jnp.where(close, log_ratio, 0)
     step = root * small
     series = step * (2 * exp_difference(small, two * small, single=12, double=20)) * step
@@ -201,8 +201,8 @@ def tweedie_deviance(pred: Array, target: Array, *, power: Array | float) -> Arr
     regular = jnp.where(jnp.isnan(regular) & ~jnp.isnan(mean), jnp.inf, regular)  # ∞ − ∞, past all bounds
     # A target of 0 or less has no power.
     root, mean = jnp.where(positive, 1, root), jnp.where(positive, 1, mean)
-    slant = jnp.where(target == 0, 0, (target * (root / mean)) * (root / jnp.where(power == 1, 1, one)))
-    bare = root * root / jnp.where(power < 2, two, 1) - slant
+    slant = jnp.where(target == 0, 0, target / jnp.where(power == 1, 1, one))
+    bare = root * (root * (mean / jnp.where(power < 2, two, 1) - slant))
     outside = jnp.where(target == 0, jnp.inf, jnp.full_like(target, jnp.nan))
     bare = jnp.where((power < 2) & ((target == 0) | (power < 1)), bare, outside)
     deviance = jnp.where(positive, regular, 2 * bare)

@@ -8,10 +8,11 @@ ratio to jaxloss or to bare `jnp.mean((pred − target)**2)` in the same round. 
 compiled a second time: only what exceeds that spread counts as slower. The bandwidth bound is the time XLA takes to
 add two arrays into a third, the traffic of a gradient.
 
-Answer, on two CPU cores: huber's value and gradient take 0.4 times optax's time at 2²⁴, those of mse and log-cosh
-optax's or less, up to noise. The elementary losses cost 1.0 to 1.3 times bare squared error at 2²⁴, up to twice and
-more at 2²⁰, where it is arithmetic that counts; the others up to 4 times. torch.compile is ahead with huber and
-smooth_l1 past 2²² in some runs and level in others; barron costs 2 to 3 times its bare powers.
+Answer, from one run on two CPU cores that were not idle, so provisional: most losses keep their bars, not all. huber
+takes 0.4 times optax's time at 2²⁴; mse measured slower than optax's same formula at 2²⁰ and 2²² (1.4 times, past the
+spread of that run). Elementary losses cost 1.0 to 1.3 times bare squared error at 2²⁴, but up to 3.8 times at 2²⁰; the
+others up to 4, poisson_deviance 6.6 at 2¹⁰; barron and barron_nll 2 to 3 times their bare powers. torch.compile was
+ahead with huber and smooth_l1 from 2²² on.
 """
 
 from __future__ import annotations

@@ -3,10 +3,11 @@
     pip install torch && python -m experiments kernels
 
 Value and gradient in the prediction of every loss (float32, reduced to its mean, compiled, waited for), from 2¹⁰ to
-2²⁴ elements. All rivals run in one process, in rotated order, and what is reported is the median over the rounds of the
-ratio to jaxloss or to bare `jnp.mean((pred − target)**2)` in the same round. Each loss is also timed against itself,
-compiled a second time: only what exceeds that spread counts as slower. The bandwidth bound is the time XLA takes to
-add two arrays into a third, the traffic of a gradient.
+2²⁴ elements. All rivals run in one process, in a new random order each round (in a fixed one, whoever follows PyTorch
+finds its threads still spinning); what is reported is the median over the rounds of the ratio to jaxloss or to bare
+`jnp.mean((pred − target)**2)` in the same round. Each loss is also timed against itself, compiled a second time, in
+each quarter of the rounds: only what exceeds the largest of these ratios counts as slower. The bandwidth bound is the
+time XLA takes to add two arrays into a third, the traffic of a gradient.
 
 Answer, from one run on two CPU cores that were not idle, so provisional: most losses keep their bars, not all. huber
 takes 0.4 times optax's time at 2²⁴; mse measured slower than optax's same formula at 2²⁰ and 2²² (1.4 times, past the
@@ -74,7 +75,9 @@ class Config:
     exponents: str = "10,16,20,22,24"
     """Sizes, as powers of two."""
     rounds: int = 11
-    """Rounds of timing at each size."""
+    """Rounds of timing at each size, at least."""
+    seconds: float = 1.0
+    """Time for more rounds, of one loss at one size; at most 200."""
     torch: bool = True
     """Whether to time PyTorch, if it is installed."""
     compiled: bool = True
@@ -99,8 +102,8 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
         arrays = tuple(map(jnp.asarray, host))
         for name in chosen:
             kernels = _kernels(name, losses[name], arrays) | torch_kernels(name, host)
-            ratios, seconds = _compare(kernels, config.rounds)
-            spread = max(ratios["itself"], 1 / ratios["itself"]) * (1 + ratios.pop("spread"))
+            ratios, seconds = _compare(kernels, config)
+            spread = ratios.pop("spread")
             entry = {"loss": name, "size": size, "microseconds": 1e6 * seconds, "spread": spread} | ratios
             result["ratios"].append(entry)
             rivals = [key for key in ratios if key == "optax" or (key.startswith("torch") and exponent >= 22)]
@@ -193,17 +196,20 @@ def _torch_kernels(config: Config) -> Callable[[str, Any], dict[str, Callable]]:
     return kernels
 
 
-def _compare(kernels: dict[str, Callable], rounds: int) -> tuple[dict[str, float], float]:
+def _compare(kernels: dict[str, Callable], config: Config) -> tuple[dict[str, float], float]:
     """Each kernel's time over the first's: the median over rounds; also the spread of the first against itself."""
     names = list(kernels)
     for name in names:
         kernels[name]()
     started = time.perf_counter()
     kernels["jaxloss"]()
-    calls = max(1, min(50, int(2e-3 / (time.perf_counter() - started))))
+    once = time.perf_counter() - started
+    calls = max(1, min(20, int(5e-4 / once)))
+    rounds = max(config.rounds, min(200, int(config.seconds / (len(names) * (calls + 1) * once))))
     times: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(rounds):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+    order = np.random.default_rng(config.seed)
+    for _ in range(rounds):
+        for name in order.permutation(names):  # not rotated: whoever follows PyTorch finds its threads still spinning
             kernel = kernels[name]
             kernel()  # not timed: it brings back what the others pushed out of the caches
             started = time.perf_counter()
@@ -212,8 +218,8 @@ def _compare(kernels: dict[str, Callable], rounds: int) -> tuple[dict[str, float
             times[name].append((time.perf_counter() - started) / calls)
     own = np.array(times["jaxloss"])
     ratios = {name: float(np.median(np.array(times[name]) / own)) for name in names[1:]}
-    deviation = np.abs(np.array(times["itself"]) / own / ratios["itself"] - 1)
-    ratios["spread"] = float(np.median(deviation) / np.sqrt(rounds) * 3)
+    parts = [np.median(part) for part in np.array_split(np.array(times["itself"]) / own, 4)]
+    ratios["spread"] = float(np.exp(np.max(np.abs(np.log(parts)))))
     return ratios, float(np.median(own))
 
 

@@ -75,8 +75,7 @@ def expectile(pred: Array, target: Array, *, level: Array | float = 0.5) -> Arra
     [1.0, 3.0]
     """
     residual = pred - target
-    above, below = jnp.maximum(residual, 0), jnp.minimum(residual, 0)
-    return ((1 - level) * above) * above + (level * below) * below
+    return jnp.square(jnp.maximum(jnp.sqrt(1 - level) * residual, -jnp.sqrt(level) * residual))
 
 
 def _quantile_huber_slope(pred: Array, target: Array, *, level: Array, delta: Array) -> Array:

@@ -116,7 +116,7 @@ def smooth_l1(pred: Array, target: Array, *, beta: Array | float = 1.0) -> Array
     """
     size = jnp.abs(pred - target)
     inner = jnp.minimum(size, beta)
-    return (size - inner) + 0.5 * inner * (inner / beta)
+    return inner * (1 / beta) * (size - 0.5 * inner)
 
 
 def _far(residual: Array) -> Any:

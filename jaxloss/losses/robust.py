@@ -31,9 +31,18 @@ def _held(residual: Array, scale: Array | float, bound: float | None = None) -> 
     return jnp.clip(residual, -limit, limit)
 
 
+_TINY = 1e-18
+"""Below this q² the losses are ½r² to the last bit."""
+
+
 def _least(square: Array) -> Array:
-    """q², but not so small that it underflows: below 1e-18 the losses are ½r² to the last bit."""
-    return jnp.maximum(square, 1e-18)
+    """q², but not so small that it underflows."""
+    return jnp.maximum(square, _TINY)
+
+
+def _half_square(residual: Array, scale: Array | float) -> Array:
+    """½r²/_least(q²): ½·scale², but where q² is held above itself ½r²/_TINY."""
+    return jnp.minimum(0.5 * scale * scale, (0.5 / _TINY) * jnp.square(residual))
 
 
 def _cauchy_slope(pred: Array, target: Array, *, scale: Array) -> Array:
@@ -50,7 +59,7 @@ def _cauchy_curvature(pred: Array, target: Array, *, scale: Array) -> Array:
 
 @pointwise(slope=_cauchy_slope, curvature=_cauchy_curvature, domain={"scale": POSITIVE}, traits=_REDESCENDING)
 def cauchy(pred: Array, target: Array, *, scale: Array | float = 1.0) -> Array:
-    """Cauchy (Lorentzian) loss ½·scale²·log(1 + q²), computed as ½r²·log1p(q²)/q².
+    """Cauchy (Lorentzian) loss ½·scale²·log(1 + q²), with log1p.
 
     The least redescending of the family: it still grows, as log |r|, and 2/scale² of it is the negative log-likelihood
     of Cauchy noise of that scale, up to a constant. scale = 2.385 for 95 % efficiency.
@@ -59,12 +68,10 @@ def cauchy(pred: Array, target: Array, *, scale: Array | float = 1.0) -> Array:
     >>> round(float(cauchy(jnp.array([3.0]), jnp.zeros(1), scale=3.0)), 6)
     3.119162
     """
-    ratio = jnp.abs(pred - target) * (1 / scale)
-    inner = jnp.minimum(ratio, 1e9)
-    square = _least(inner * inner)
-    logarithm = jnp.log1p(square) + 2 * jnp.log(jnp.maximum(ratio * 1e-9, 1))
-    size = inner * scale
-    return 0.5 * size * (size * (logarithm / square))
+    residual = pred - target
+    ratio = jnp.abs(residual) * (1 / scale)
+    logarithm = jnp.log1p(_least(jnp.square(jnp.minimum(ratio, 1e18)))) + 2 * jnp.log(jnp.maximum(ratio * 1e-18, 1))
+    return logarithm * _half_square(residual, scale)
 
 
 def _decay(residual: Array, scale: Array) -> Array:
@@ -87,7 +94,7 @@ def _welsch_curvature(pred: Array, target: Array, *, scale: Array) -> Array:
 
 @pointwise(slope=_welsch_slope, curvature=_welsch_curvature, domain={"scale": POSITIVE}, traits=_REDESCENDING)
 def welsch(pred: Array, target: Array, *, scale: Array | float = 1.0) -> Array:
-    """Welsch (Leclerc, correntropy) loss ½·scale²·(1 − exp(−q²)), computed as ½r²·expm1(−q²)/(−q²).
+    """Welsch (Leclerc, correntropy) loss ½·scale²·(1 − exp(−q²)), with expm1.
 
     Bounded by ½·scale². scale = 2.985 for 95 % efficiency (Dennis and Welsch, Comm. Stat. B 1978).
     Smooth: slope r·exp(−q²), curvature (1 − 2q²)·exp(−q²). welsch(scale) = scale²·barron(alpha=−∞, scale/√2)/2.
@@ -95,9 +102,8 @@ def welsch(pred: Array, target: Array, *, scale: Array | float = 1.0) -> Array:
     >>> round(float(welsch(jnp.array([3.0]), jnp.zeros(1), scale=3.0)), 6)
     2.844543
     """
-    size = jnp.minimum(jnp.abs(pred - target), 64 * scale)
-    square = _least(jnp.square(size * (1 / scale)))
-    return -0.5 * size * (size * (jnp.expm1(-square) / square))
+    residual = pred - target
+    return -jnp.expm1(-_least(jnp.square(residual * (1 / scale)))) * _half_square(residual, scale)
 
 
 def _geman_mcclure_parts(pred: Array, target: Array, scale: Array) -> tuple[Array, Array, Array]:
@@ -131,8 +137,7 @@ def geman_mcclure(pred: Array, target: Array, *, scale: Array | float = 1.0) -> 
     >>> float(geman_mcclure(jnp.array([3.0]), jnp.zeros(1), scale=3.0))
     2.25
     """
-    inner = jnp.minimum(jnp.abs(pred - target), 1e9 * scale)
-    return 0.5 * inner * (inner / (1 + jnp.square(inner / scale)))
+    return 0.5 / (1 / jnp.square(pred - target) + 1 / (scale * scale))
 
 
 def _tukey_parts(pred: Array, target: Array, scale: Array) -> tuple[Array, Array]:
@@ -156,16 +161,17 @@ def _tukey_curvature(pred: Array, target: Array, *, scale: Array) -> Array:
 def tukey(pred: Array, target: Array, *, scale: Array | float = 4.685) -> Array:
     """Tukey's biweight scale²/6·(1 − (1 − q²)³) for q ≤ 1, then scale²/6 (Beaton and Tukey, Technometrics 1974).
 
-    Computed as ½r²·(1 − q² + q⁴/3). Past the scale a row has no influence whatever, so a start with every residual
-    out there stays there. scale = 4.685, the default, for 95 % efficiency.
+    Computed as ½r²·(1 − q² + q⁴/3), with r² held at scale². Past the scale a row has no influence whatever, so a start
+    with every residual out there stays there. scale = 4.685, the default, for 95 % efficiency.
     The slope r(1 − q²)² for q ≤ 1, then 0, and the curvature (1 − q²)(1 − 5q²) for q ≤ 1, then 0, are continuous.
 
     >>> tukey(jnp.array([3.0]), jnp.zeros(1), scale=6.0).tolist()
     3.46875
     """
-    inner = jnp.minimum(jnp.abs(pred - target), scale)
-    square = jnp.square(inner * (1 / scale))
-    return 0.5 * inner * inner * (1 - square * (1 - square / 3))
+    bound = scale * scale
+    square = jnp.minimum(jnp.square(pred - target), bound)
+    share = square * (1 / (math.sqrt(6) * bound))  # q²/√6
+    return square * (0.5 - share * (math.sqrt(1.5) - share))
 
 
 def _fair_slope(pred: Array, target: Array, *, scale: Array) -> Array:

@@ -12,6 +12,9 @@ from jaxloss.lift import irls_weight as irls_weight
 from jaxloss.lift import pointwise as pointwise
 from jaxloss.lift import slope as slope
 from jaxloss.lift import traits as traits
+from jaxloss.likelihood.continuous import Normal as Normal
+from jaxloss.likelihood.scores import crps as crps
+from jaxloss.likelihood.scores import nll as nll
 from jaxloss.losses.barron import barron as barron
 from jaxloss.losses.barron import barron_nll as barron_nll
 from jaxloss.losses.deviance import gamma_deviance as gamma_deviance

@@ -68,8 +68,14 @@ def loss_shape(name: str, pred: Any, target: Any, event_ndim: int) -> Shape:
     target_dtype, target_shape = jnp.result_type(target), jnp.shape(target)
     if jnp.issubdtype(target_dtype, jnp.complexfloating):
         raise TypeError(f"{name}: target has dtype {target_dtype}; targets are real: pass its .real and .imag apart")
-    for path, leaf in jax.tree_util.tree_leaves_with_path(pred):
-        require_same_shape(name, "pred" + jax.tree_util.keystr(path), jnp.shape(leaf), "target", target_shape)
+    trailing = pred.trailing_axes() if hasattr(pred, "trailing_axes") else jax.tree.map(lambda _: 0, pred)
+    leaves = jax.tree_util.tree_leaves_with_path(pred)
+    for (path, leaf), extra in zip(leaves, jax.tree.leaves(trailing), strict=True):
+        what, shape = "pred" + jax.tree_util.keystr(path), jnp.shape(leaf)
+        if len(shape) < extra:
+            raise ShapeError(f"{name}: {what} has shape {shape}, but has {extra} more axes than the target")
+        leading = shape[: len(shape) - extra]
+        require_same_shape(name, f"{what}{'[..., 0]' * extra}", leading, "target", target_shape)
     if len(target_shape) < event_ndim:
         raise ShapeError(
             f"{name}: target has shape {target_shape}, but this loss compares arrays of rank {event_ndim} or more"
@@ -145,6 +151,8 @@ def prepare(name: str, pred: Any, target: Any, weights: Any, where: Any, event_n
     if where is not None:
         check_where(name, where)
         require_broadcastable(name, "where", where, shape)
+    if hasattr(pred, "support"):
+        check_support(name, target, where, pred.support)
     return to_dtype(target, dtype), weights, shape
 
 
@@ -153,6 +161,17 @@ def check_where(name: str, where: Any) -> None:
     dtype = jnp.result_type(where)
     if dtype != jnp.bool_:
         raise TypeError(f"{name}: where has dtype {dtype}; a mask is boolean: pass where=(mask != 0)")
+
+
+def check_support(name: str, target: Any, where: Any, support: Domain) -> None:
+    """Raise for a host target outside the support of the distribution it is compared with; NaN passes, as NaN."""
+    if not is_host_value(target) or not (where is None or is_host_value(where)):
+        return
+    numbers = np.asarray(target, np.float64)
+    wrong = ~(support.holds(numbers) | np.isnan(numbers))
+    wrong = wrong if where is None else wrong & np.broadcast_to(where, wrong.shape)
+    if wrong.any():
+        raise ValueError(f"{name}: a target must be {support.words}, got {numbers[wrong][0]:g}")
 
 
 def check_settings(

@@ -1,0 +1,226 @@
+"""What every family of distributions shares: a prediction with parameters in place of a number.
+
+A family is a frozen dataclass whose fields are arrays, registered as a pytree by `family`: it passes through `jit`,
+`vmap`, `grad` and every loss made by `pointwise` like any prediction. Each field has the shape of the target; the
+class attribute `trailing` names the fields that have more axes, as a mixture's components do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Self, TypeVar, dataclass_transform
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxloss.contract import REAL, Domain, ShapeError, check_settings, computing_dtype, is_host_value, prepare
+
+__all__ = ["Distribution", "bounded", "family", "positive"]
+
+Array = jax.Array
+Family = TypeVar("Family", bound=type)
+
+
+@dataclass_transform(frozen_default=True)
+def family(cls: Family) -> Family:
+    """Make the class a frozen dataclass and a pytree of its fields.
+
+    Unflattening checks nothing and casts nothing: a gradient in a distribution has its structure, not its domain.
+    """
+    cls = dataclasses.dataclass(frozen=True)(cls)
+    names = tuple(field.name for field in dataclasses.fields(cls))
+
+    def unflatten(_: Any, children: Any) -> Any:
+        made = object.__new__(cls)
+        for name, child in zip(names, children, strict=True):
+            object.__setattr__(made, name, child)
+        return made
+
+    jax.tree_util.register_pytree_with_keys(
+        cls,
+        lambda self: ([(jax.tree_util.GetAttrKey(name), getattr(self, name)) for name in names], None),
+        unflatten,
+        lambda self: ([getattr(self, name) for name in names], None),
+    )
+    return cls
+
+
+class Distribution:
+    """A prediction that is a distribution.
+
+    Methods take a value of the distribution's shape, or a scalar, and work elementwise; nothing else is broadcast.
+    Under `vmap` a method takes one element. Parameters in half precision are computed with in float32. A parameter
+    given as a Python or NumPy number is checked when the distribution is made; traced and device values are not read,
+    and outside their domain give NaN.
+    """
+
+    support: ClassVar[Domain] = REAL
+    """The values the target may take; elsewhere the density is 0."""
+    domain: ClassVar[Mapping[str, Domain]] = {}
+    """The values each parameter may take."""
+    trailing: ClassVar[Mapping[str, int]] = {}
+    """How many axes beyond the target's each parameter has; 0 where not named."""
+    event_ndim: ClassVar[int] = 0
+    """1 for a distribution of vectors: the target's last axis is then one value."""
+    discrete: ClassVar[bool] = False
+    """Whether values are whole numbers, and densities probabilities."""
+    raw_size: ClassVar[int]
+    """How many numbers `from_raw` takes for one element."""
+
+    def __post_init__(self) -> None:
+        check_settings(type(self).__name__, vars(self), vars(self), self.domain)
+
+    def trailing_axes(self) -> Any:
+        """A pytree like this: for each array, how many axes it has beyond those of the target."""
+        counts = [
+            self.trailing.get(name, 0) for name, value in vars(self).items() for _ in range(len(jax.tree.leaves(value)))
+        ]
+        return jax.tree.unflatten(jax.tree.structure(self), counts)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the target: that of the parameters, less their trailing axes."""
+        leaf, extra = jax.tree.leaves(self)[0], jax.tree.leaves(self.trailing_axes())[0]
+        return jnp.shape(leaf)[: jnp.ndim(leaf) - extra]
+
+    @property
+    def mean(self) -> Array:
+        """The mean; NaN or inf where there is none."""
+        return self._computing()._mean()
+
+    @property
+    def variance(self) -> Array:
+        """The variance; NaN or inf where there is none."""
+        return self._computing()._variance()
+
+    def log_prob(self, target: Any) -> Array:
+        """The log density (of a discrete family the log probability) at the target; −inf outside the support."""
+        return self._at("log_prob", type(self)._log_prob, target)
+
+    def cdf(self, target: Any) -> Array:
+        """The probability of values up to and with the target."""
+        return self._at("cdf", type(self)._cdf, target)
+
+    def quantile(self, level: Any) -> Array:
+        """The least value whose cdf is at least `level`, in (0, 1)."""
+        return self._at("quantile", type(self)._quantile, level)
+
+    def sample(self, key: Array, shape: tuple[int, ...] = ()) -> Array:
+        """Draws, of shape `shape` followed by the distribution's own."""
+        each = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, shape + leaf.shape), self._computing())
+        return each._sample(key)
+
+    def affine(self, shift: Any, scale: Any) -> Self:
+        """The distribution of shift + scale·Y, for scale > 0; scalars, or arrays that broadcast to the target's shape."""
+        return self._computing()._affine(shift, scale)
+
+    @classmethod
+    def from_raw(cls, raw: Any) -> Self:
+        """Valid parameters from unconstrained numbers, such as a network's outputs: the last axis, of `raw_size`."""
+        cls._check_raw(raw, cls.raw_size)
+        raw = jnp.asarray(raw)
+        return cls._from_raw(*(raw[..., index] for index in range(cls.raw_size)))
+
+    # What a family writes, on arrays of one type and shape.
+
+    def _mean(self) -> Array:
+        raise self._without("mean")
+
+    def _variance(self) -> Array:
+        raise self._without("variance")
+
+    def _log_prob(self, target: Array) -> Array:
+        raise self._without("log_prob")
+
+    def _cdf(self, target: Array) -> Array:
+        raise self._without("cdf")
+
+    def _quantile(self, level: Array) -> Array:
+        return solve_quantile(self, level)
+
+    def _sample(self, key: Array) -> Array:
+        raise self._without("sample")
+
+    def _crps(self, target: Array) -> Array:
+        raise self._without("crps", "; score samples of it with sample_crps")
+
+    def _log_tails(self, target: Array) -> tuple[Array, Array]:
+        """log P(Y ≤ target) and log P(Y > target)."""
+        raise self._without("log_cdf")
+
+    def _affine(self, shift: Any, scale: Any) -> Self:
+        raise self._without("affine", ": shift + scale·Y has a distribution of another family")
+
+    @classmethod
+    def _from_raw(cls, *raw: Array) -> Self:
+        raise TypeError(f"{cls.__name__}.from_raw: not offered")
+
+    # Help for the above.
+
+    def _without(self, what: str, instead: str = "") -> TypeError:
+        return TypeError(f"{type(self).__name__} has no closed form of {what}{instead}")
+
+    def _computing(self) -> Self:
+        """With parameters as arrays of the computing type."""
+        dtype = computing_dtype(type(self).__name__, self)
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), self)
+
+    def _at(self, name: str, method: Callable, value: Any) -> Array:
+        if jnp.ndim(value) == 0:
+            value = np.full(self.shape, value) if is_host_value(value) else jnp.full(self.shape, value)
+        value, _, _ = prepare(f"{type(self).__name__}.{name}", self, value, None, None, self.event_ndim)
+        return method(self._computing(), jnp.asarray(value))
+
+    @classmethod
+    def _check_raw(cls, raw: Any, size: int) -> None:
+        if jnp.ndim(raw) == 0 or jnp.shape(raw)[-1] != size:
+            raise ShapeError(
+                f"{cls.__name__}.from_raw: raw has shape {jnp.shape(raw)}; its last axis must be {size}, "
+                f"one entry to a parameter: give the network {size} outputs per target"
+            )
+
+
+def positive(raw: Array, floor: float) -> Array:
+    """softplus(raw) + floor: above the floor, linear far out."""
+    return jax.nn.softplus(raw) + floor
+
+
+def bounded(raw: Array, bound: float) -> Array:
+    """bound·tanh(raw/bound): ≈ raw well inside ±bound, so that its exponential stays finite."""
+    return bound * jnp.tanh(raw / bound)
+
+
+def solve_quantile(dist: Distribution, level: Array) -> Array:
+    """The least float whose cdf is at least `level`, by bisection over the floats in their order.
+
+    As many steps as a float has bits find it to the last one, whatever its size. Derivatives are the implicit ones.
+    """
+    frozen = lax.stop_gradient(dist)
+    info = jnp.finfo(level.dtype)
+    integer = jnp.int64 if info.bits == 64 else jnp.int32
+
+    def as_float(order: Array) -> Array:
+        bits = jnp.where(order < 0, jnp.iinfo(integer).min - order, order)
+        return lax.bitcast_convert_type(bits, level.dtype)
+
+    top = int(np.asarray(info.max).view(np.int64 if info.bits == 64 else np.int32))
+
+    def halve(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = ends
+        middle = (low & high) + ((low ^ high) >> 1)
+        enough = frozen._cdf(as_float(middle)) >= level
+        return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
+
+    ends = jnp.full_like(level, -top - 1, integer), jnp.full_like(level, top, integer)
+    quantile = as_float(lax.fori_loop(0, info.bits, halve, ends)[1])
+    inside = (level > 0) & (level < 1)
+    quantile = jnp.where(inside, quantile, jnp.where(level == 0, -jnp.inf, jnp.where(level == 1, jnp.inf, jnp.nan)))
+    if dist.discrete:
+        return quantile
+    density = jnp.exp(frozen._log_prob(quantile))
+    safe = inside & (density > 0)
+    miss = (dist._cdf(lax.stop_gradient(quantile)) - level) / jnp.where(safe, density, 1)
+    return quantile - jnp.where(safe, miss - lax.stop_gradient(miss), 0)

@@ -114,7 +114,7 @@ class Distribution:
         return each._sample(key)
 
     def affine(self, shift: Any, scale: Any) -> Self:
-        """The distribution of shift + scale·Y, for scale > 0; scalars, or arrays that broadcast to the target's shape."""
+        """The distribution of shift + scale·Y, for scale > 0, each a scalar or of the target's rank."""
         return self._computing()._affine(shift, scale)
 
     @classmethod

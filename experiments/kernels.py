@@ -30,7 +30,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-import jaxloss
 from experiments import common
 
 REQUIRED = {
@@ -88,7 +87,7 @@ class Config:
 
 
 def run(config: Config, folder: Path) -> dict[str, Any]:
-    losses = {name: value for name, value in vars(jaxloss).items() if hasattr(value, "lifted")}
+    losses = common.catalogue()
     chosen = [name for name in config.losses.split(",") if name] or list(losses)
     for name in chosen:
         common.loss_by_name(name)

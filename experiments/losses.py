@@ -68,7 +68,7 @@ def table() -> str:
 def _losses() -> list[Any]:
     """The losses, by family as in the package."""
     order = ("residual", "quantile", "robust", "barron", "relative", "deviance")
-    losses = [value for value in vars(jaxloss).values() if hasattr(value, "lifted")]
+    losses = list(common.catalogue().values())
     return sorted(losses, key=lambda loss: (order.index(loss.__module__.split(".")[-1]), loss.__name__))
 
 

@@ -73,6 +73,21 @@ class Standardizer(NamedTuple):
         mean, scale = self._matching("inverse", x)
         return x * scale + mean
 
+    def inverse_distribution(self, dist: Any) -> Any:
+        """A distribution or interval predicted in standard units, in the data's: that of mean + scale·Y.
+
+        Its negative log-likelihood there is that in standard units plus log(scale).
+
+        >>> units = Standardizer.fit(np.array([[10.0], [14.0]]))
+        >>> pred = units.inverse_distribution(Normal(jnp.zeros((1, 1)), jnp.ones((1, 1))))
+        >>> float(pred.loc[0, 0]), float(pred.scale[0, 0])
+        (12.0, 2.0)
+        """
+        if not hasattr(dist, "affine"):
+            raise TypeError(f"Standardizer.inverse_distribution: got {type(dist).__name__}; for arrays use inverse")
+        mean, scale = self._matching("inverse_distribution", jax.ShapeDtypeStruct(dist.shape, jnp.float32))
+        return dist.affine(mean, scale)
+
     def _matching(self, what: str, x: Any) -> tuple[Any, Any]:
         columns, shape = np.shape(self.mean), np.shape(x)
         if shape[len(shape) - len(columns) :] != columns or len(shape) < len(columns):

@@ -145,7 +145,7 @@ class Distribution:
         raise self._without("sample")
 
     def _crps(self, target: Array) -> Array:
-        raise self._without("crps", "; score samples of it with sample_crps")
+        raise self._without("crps", ": score samples, crps(Ensemble.of(dist.sample(key, (m,))), target)")
 
     def _log_tails(self, target: Array) -> tuple[Array, Array]:
         """log P(Y ≤ target) and log P(Y > target)."""

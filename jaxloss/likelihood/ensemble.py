@@ -1,0 +1,70 @@
+"""A distribution known by samples: an ensemble's predictions, or draws of a family without closed forms."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Self
+
+import jax
+import jax.numpy as jnp
+
+from jaxloss import kink
+from jaxloss.contract import ShapeError
+from jaxloss.likelihood.distribution import Distribution, family
+
+__all__ = ["Ensemble", "distance"]
+
+Array = jax.Array
+
+
+@family
+class Ensemble(Distribution):
+    """Equally likely samples: `values` of shape target.shape + (m,), m ≥ 2.
+
+    mean and variance (by m − 1) are those of the sample; cdf and quantile those of the empirical distribution. `crps`
+    is the fair estimate of the score of the distribution that the samples are from, so it may be slightly negative.
+
+    >>> members = jnp.array([[1.0, 10.0], [3.0, 14.0]])      # two members' predictions of two targets
+    >>> Ensemble.of(members).mean.tolist(), Ensemble.of(members).variance.tolist()
+    ([2.0, 12.0], [2.0, 8.0])
+    """
+
+    values: Any
+
+    trailing: ClassVar = {"values": 1}
+
+    @classmethod
+    def of(cls, samples: Any) -> Self:
+        """From samples along the first axis, as `sample(key, (m,))` draws them."""
+        if jnp.ndim(samples) == 0 or jnp.shape(samples)[0] < 2:
+            raise ShapeError(f"Ensemble.of: needs at least 2 samples along the first axis, got {jnp.shape(samples)}")
+        return cls(jnp.moveaxis(jnp.asarray(samples), 0, -1))
+
+    def _mean(self) -> Array:
+        return self.values.mean(-1)
+
+    def _variance(self) -> Array:
+        return self.values.var(-1, ddof=1)
+
+    def _cdf(self, target: Array) -> Array:
+        return (self.values <= target[..., None]).mean(-1, dtype=self.values.dtype)
+
+    def _crps(self, target: Array) -> Array:
+        """mean|x − target| − ½ mean|x − x′| over different pairs, the latter from the sorted samples."""
+        deviations = jnp.sort(self.values - target[..., None])
+        count = self.values.shape[-1]
+        ranks = (2 * jnp.arange(count) - (count - 1)).astype(deviations.dtype).reshape((1,) * target.ndim + (-1,))
+        return kink.absolute(deviations).mean(-1) - (ranks * deviations).sum(-1) / (count * (count - 1))
+
+    def _sample(self, key: Array) -> Array:
+        index = jax.random.randint(key, (*self.shape, 1), 0, self.values.shape[-1])
+        return jnp.take_along_axis(self.values, index, -1)[..., 0]
+
+    def _affine(self, shift: Any, scale: Any) -> Self:
+        return type(self)(jnp.expand_dims(shift, -1) + jnp.expand_dims(scale, -1) * self.values)
+
+
+def distance(difference: Array) -> Array:
+    """The Euclidean length of a vector, with slope 0 at 0; no overflow or underflow of squares."""
+    size = jax.lax.stop_gradient(jnp.max(jnp.abs(difference)))
+    unit = jnp.where(size > 0, size, 1)
+    return unit * kink.root(jnp.sum(jnp.square(difference / unit)))

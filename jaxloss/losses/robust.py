@@ -59,7 +59,7 @@ def _cauchy_curvature(pred: Array, target: Array, *, scale: Array) -> Array:
 
 @pointwise(slope=_cauchy_slope, curvature=_cauchy_curvature, domain={"scale": POSITIVE}, traits=_REDESCENDING)
 def cauchy(pred: Array, target: Array, *, scale: Array | float = 1.0) -> Array:
-    """Cauchy (Lorentzian) loss ½·scale²·log(1 + q²), computed with log1p.
+    """Cauchy (Lorentzian) loss ½·scale²·log(1 + q²), by way of log1p.
 
     The least redescending of the family: it still grows, as log |r|, and 2/scale² of it is the negative log-likelihood
     of Cauchy noise of that scale, up to a constant. scale = 2.385 for 95 % efficiency.
@@ -94,7 +94,7 @@ def _welsch_curvature(pred: Array, target: Array, *, scale: Array) -> Array:
 
 @pointwise(slope=_welsch_slope, curvature=_welsch_curvature, domain={"scale": POSITIVE}, traits=_REDESCENDING)
 def welsch(pred: Array, target: Array, *, scale: Array | float = 1.0) -> Array:
-    """Welsch (Leclerc, correntropy) loss ½·scale²·(1 − exp(−q²)), computed with expm1.
+    """Welsch (Leclerc, correntropy) loss ½·scale²·(1 − exp(−q²)), by way of expm1.
 
     Bounded by ½·scale². scale = 2.985 for 95 % efficiency (Dennis and Welsch, Comm. Stat. B 1978).
     Smooth: slope r·exp(−q²), curvature (1 − 2q²)·exp(−q²). welsch(scale) = scale²·barron(alpha=−∞, scale/√2)/2.

@@ -49,11 +49,14 @@ class Ensemble(Distribution):
         return (self.values <= target[..., None]).mean(-1, dtype=self.values.dtype)
 
     def _crps(self, target: Array) -> Array:
-        """mean|x − target| − ½ mean|x − x′| over different pairs, the latter from the sorted samples."""
-        deviations = jnp.sort(self.values - target[..., None])
-        count = self.values.shape[-1]
-        ranks = (2 * jnp.arange(count) - (count - 1)).astype(deviations.dtype).reshape((1,) * target.ndim + (-1,))
-        return kink.absolute(deviations).mean(-1) - (ranks * deviations).sum(-1) / (count * (count - 1))
+        """mean|x − target| − ½ mean|x − x′| over different pairs, of one target.
+
+        In order, x counts as often as there are lesser samples, less once for each greater one.
+        """
+        deviations = jnp.sort(self.values - target)
+        count = deviations.size
+        ranks = sum(jnp.searchsorted(deviations, deviations, side=side) for side in ("left", "right")) - count
+        return kink.absolute(deviations).mean() - (ranks * deviations).sum() / (count * (count - 1))
 
     def _sample(self, key: Array) -> Array:
         index = jax.random.randint(key, (*self.shape, 1), 0, self.values.shape[-1])

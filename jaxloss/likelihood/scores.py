@@ -95,11 +95,26 @@ def censored_nll(
     low = jnp.where(observed, inside, target)
     below, above = pred._log_tails(low)
     bounded = upper < jnp.inf
-    high_below, high_above = pred._log_tails(jnp.where(bounded & ~observed, upper, low + 1))
+    high = jnp.where(bounded & ~observed, upper, low + 1)
+    high_below, high_above = pred._log_tails(high)
     in_upper_tail = above < below
     most, rest = jnp.where(in_upper_tail, above, high_below), jnp.where(in_upper_tail, high_above, below)
-    between = most + _log_one_minus_exp(jnp.minimum(jnp.where(bounded, rest - most, -1), 0))
+    ratio = jnp.minimum(jnp.where(bounded, rest - most, -1), 0)
+    between = most + _log_one_minus_exp(ratio)
+    if not pred.discrete:  # the difference of two tails would cancel in a narrow interval
+        between = jnp.where(ratio > -0.01, _log_mass_of_narrow(pred, low, high), between)
     return -jnp.where(observed, exact, jnp.where(left, below, jnp.where(bounded, between, above)))
+
+
+def _log_mass_of_narrow(pred: Distribution, low: Array, high: Array) -> Array:
+    """log P(low < Y ≤ high) by Simpson's rule."""
+    width = high - low
+    densities = [pred._log_prob(low + share * width) for share in (0.0, 0.5, 1.0)]
+    most = lax.stop_gradient(densities[1])
+    total = sum(
+        share * jnp.exp(density - most) for share, density in zip((1 / 6, 4 / 6, 1 / 6), densities, strict=True)
+    )
+    return most + jnp.log(total * width)
 
 
 @pointwise(event_ndim=1)

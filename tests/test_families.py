@@ -143,6 +143,32 @@ def test_from_raw_is_valid_everywhere_and_alive(row):
 
 
 @each_family
+def test_initial_bias_is_the_likeliest_constant(row):
+    """No constant nearby is likelier, whatever the unit and the weights; several targets at once."""
+    optimize = pytest.importorskip("scipy.optimize")
+    random = np.random.default_rng(8)
+    parameters = {name: value[:1] for name, value in row.draw(random, 1).items()}
+    scipy = row.scipy(**{name: np.repeat(value, 300) for name, value in parameters.items()})
+    target = np.stack([row.sampled(scipy, random) for _ in range(2)], 1)
+    weights = random.uniform(0.5, 2, 300)
+    with jax.enable_x64(True):
+        bias = row.family.initial_bias(target.astype(np.float64), weights)
+        assert bias.shape == (2, row.family.raw_size)
+
+        @jax.jit
+        def objective(raw, column):
+            dist = row.family.from_raw(jnp.broadcast_to(raw, (300, len(raw))))
+            return jaxloss.nll(dist, column, weights=weights)
+
+        for raw, column in zip(bias, jnp.asarray(target.T, jnp.float64), strict=True):
+            start = np.asarray(raw) + 0.1
+            best = optimize.minimize(
+                objective, start, (column,), "Nelder-Mead", options={"xatol": 1e-8, "fatol": 1e-12}
+            )
+            assert objective(raw, column) <= best.fun + 1e-9
+
+
+@each_family
 def test_shapes_masks_and_half_precision(row):
     parameters, _, target = ordinary(row, count=6, seed=7)
     dist, target = made(row, parameters, jnp.float32), jnp.asarray(target, jnp.float32)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.scipy.special import log_ndtr, ndtr, ndtri
 
 from jaxloss.contract import POSITIVE, REAL
-from jaxloss.likelihood.distribution import Distribution, family, positive
+from jaxloss.likelihood.distribution import Distribution, family, positive, raw_of_positive
 
 __all__ = ["Normal"]
 
@@ -73,3 +73,7 @@ class Normal(Distribution):
     def _from_raw(cls, *raw: Array) -> Self:
         loc, scale = raw
         return cls(loc, positive(scale, SCALE_FLOOR))
+
+    @classmethod
+    def _raw_of(cls, mean: Array, variance: Array) -> tuple[Array, ...]:
+        return mean, raw_of_positive(jnp.sqrt(variance), SCALE_FLOOR)

@@ -16,9 +16,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxloss.contract import REAL, Domain, ShapeError, check_settings, computing_dtype, is_host_value, prepare
+from jaxloss.contract import (
+    REAL,
+    Domain,
+    ShapeError,
+    check_settings,
+    check_support,
+    computing_dtype,
+    is_host_value,
+    prepare,
+)
+from jaxloss.likelihood.constant import best_constant
 
-__all__ = ["Distribution", "bounded", "family", "positive"]
+__all__ = ["Distribution", "bounded", "family", "positive", "raw_of_positive"]
 
 Array = jax.Array
 Family = TypeVar("Family", bound=type)
@@ -124,6 +134,15 @@ class Distribution:
         raw = jnp.asarray(raw)
         return cls._from_raw(*(raw[..., index] for index in range(cls.raw_size)))
 
+    @classmethod
+    def initial_bias(cls, target: Any, weights: Any = None) -> Array:
+        """The raw numbers of the likeliest constant prediction: of shape target.shape[1:] + (raw_size,).
+
+        Set the bias of a network's last layer to it (raveled, for several targets), and its kernel to about 0: training
+        then starts from the best constant, in whatever units the targets are. weights: one to a row.
+        """
+        return cls._initial_bias(target, weights, cls.from_raw, cls._raw_of)
+
     # What a family writes, on arrays of one type and shape.
 
     def _mean(self) -> Array:
@@ -158,7 +177,34 @@ class Distribution:
     def _from_raw(cls, *raw: Array) -> Self:
         raise TypeError(f"{cls.__name__}.from_raw: not offered")
 
+    @classmethod
+    def _raw_of(cls, mean: Array, variance: Array) -> tuple[Array, ...]:
+        """Raw numbers of about the distribution with these moments."""
+        raise TypeError(f"{cls.__name__}.initial_bias: not offered")
+
     # Help for the above.
+
+    @classmethod
+    def _initial_bias(cls, target: Any, weights: Any, make: Callable, start: Callable) -> Array:
+        name = f"{cls.__name__}.initial_bias"
+        check_support(name, target, None, cls.support)
+        target = jnp.asarray(target)
+        target = target.astype(jnp.promote_types(target.dtype, jnp.float32))
+        if target.ndim <= cls.event_ndim or target.shape[0] < 2:
+            raise ShapeError(f"{name}: needs targets of at least two rows, got shape {target.shape}")
+        weights = jnp.ones(len(target)) if weights is None else jnp.asarray(weights)
+        if weights.shape != target.shape[:1]:
+            raise ShapeError(f"{name}: weights has shape {weights.shape}; it must have one entry to each row of target")
+
+        def of_column(column: Array) -> Array:
+            mean = jnp.average(column, 0, weights)
+            variance = jnp.average(jnp.square(column - mean[None]), 0, weights)
+            return best_constant(make, jnp.stack(start(mean, variance), -1), column, weights.astype(column.dtype))
+
+        mapped = of_column
+        for _ in range(1, target.ndim - cls.event_ndim):
+            mapped = jax.vmap(mapped, 1)
+        return mapped(target)
 
     def _without(self, what: str, instead: str = "") -> TypeError:
         return TypeError(f"{type(self).__name__} has no closed form of {what}{instead}")
@@ -186,6 +232,12 @@ class Distribution:
 def positive(raw: Array, floor: float) -> Array:
     """softplus(raw) + floor: above the floor, linear far out."""
     return jax.nn.softplus(raw) + floor
+
+
+def raw_of_positive(value: Array, floor: float) -> Array:
+    """The inverse of `positive`; of a value at or below the floor, of one a little above."""
+    above = jnp.maximum(value - floor, 1e-3 * floor)
+    return above + jnp.log(-jnp.expm1(-above))
 
 
 def bounded(raw: Array, bound: float) -> Array:

@@ -6,11 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jax.tree_util import Partial
 
-from jaxloss.contract import as_pytree, check_loss, is_host_value
+from jaxloss.contract import NONNEGATIVE, ShapeError, as_pytree, check_loss, check_number, require_broadcastable, shown
 from jaxloss.reduce import LossSum, loss_sum
 
 __all__ = ["composite"]
@@ -44,8 +42,8 @@ def composite(losses: Any, weights: Any = None) -> Any:
         check_loss(leaf)
     heads = [1.0] * len(leaves) if weights is None else _parts("weights", structure, weights)
     for weight in heads:
-        if jnp.shape(weight) != () or (is_host_value(weight) and not 0 <= np.asarray(weight, float) < np.inf):
-            raise ValueError(f"composite: the weight of a loss is a finite number of at least 0, got {weight!r}")
+        check_number("composite", "the weight of a loss", weight, NONNEGATIVE)
+        require_broadcastable("composite", "the weight of a loss", weight, ())
     bound = structure.unflatten([as_pytree(leaf) for leaf in leaves])
     return Partial(_composite, losses=bound, head_weights=structure.unflatten(heads))
 
@@ -60,9 +58,9 @@ def _composite(
     where: Any = None,
     axis: Any = None,
     reduction: str = "mean",
+    **settings: Any,
 ) -> Any:
-    if axis is not None:
-        raise ValueError(f"composite: axis={axis!r} has no meaning over several heads; leave it out")
+    _refuse(axis, settings)
 
     def reduced(loss: Callable, head_weight: Any, *arguments: Any, **rest: Any) -> Any:
         return head_weight * loss(*arguments, reduction=reduction, **rest)
@@ -81,16 +79,25 @@ def _sums(
     where: Any,
     axis: Any,
     reduction: str,
+    **settings: Any,
 ) -> LossSum:
     """What `loss_sum` gives for a composite: the pair of each head, as pytrees."""
+    _refuse(axis, settings)
 
     def summed(loss: Callable, head_weight: Any, *arguments: Any, **rest: Any) -> LossSum:
-        total, weight = loss_sum(loss, *arguments, axis=axis, reduction=reduction, **rest)
+        total, weight = loss_sum(loss, *arguments, reduction=reduction, **rest)
         return LossSum(head_weight * total, weight)
 
     sums = _map_heads(summed, losses, head_weights, pred, target, weights, where)
     heads, structure = jax.tree.flatten(sums, is_leaf=lambda value: isinstance(value, LossSum))
     return LossSum(*(structure.unflatten(parts) for parts in zip(*heads, strict=True)))
+
+
+def _refuse(axis: Any, settings: dict[str, Any]) -> None:
+    if axis is not None:
+        raise ValueError(f"composite: axis={shown(axis)} has no meaning over several heads; leave it out")
+    for setting in settings:
+        raise TypeError(f"composite: unknown setting {setting!r}; bind the settings of its losses with Partial")
 
 
 _composite.sums = _sums  # type: ignore[attr-defined]
@@ -110,7 +117,11 @@ def _map_heads(
         try:
             results.append(function(loss, weight, *arguments, weights=own_weights, where=own_where))
         except (TypeError, ValueError) as error:
-            raise type(error)(f"head {jax.tree_util.keystr(path)}: {error}") from None
+            head = f"head {jax.tree_util.keystr(path)}"
+            if type(error) in (TypeError, ValueError, ShapeError):
+                raise type(error)(f"{head}: {error}") from None
+            error.add_note(head)  # an error of JAX takes other arguments
+            raise
     return structure.unflatten(results)
 
 

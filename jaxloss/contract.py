@@ -7,6 +7,7 @@ starts inside JAX.
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -50,24 +51,51 @@ def to_dtype(value: Any, dtype: Any) -> Any:
     return np.asarray(value, dtype) if is_host_value(value) else value.astype(dtype)
 
 
+def shown(value: Any) -> str:
+    """The value for a message: on one line, and not too long."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 90 else text[:89] + "…"
+
+
+def dtype_of(name: str, what: str, value: Any, wanted: str = "a number or an array of numbers") -> Any:
+    """The dtype of a number or an array of numbers; raises `TypeError` for anything else, a list included."""
+    try:
+        dtype = jnp.result_type(value) if hasattr(value, "dtype") or isinstance(value, complex | float | int) else None
+    except (TypeError, ValueError):  # an array of strings or objects
+        dtype = None
+    if dtype is None or not _is_number(dtype, "fiubc"):
+        repair = f": pass jnp.asarray({what})" if isinstance(value, list | tuple) else ""
+        raise TypeError(f"{name}: {what} must be {wanted}, got {shown(value)}{repair}")
+    return dtype
+
+
+def _is_number(dtype: Any, kinds: str = "fiub") -> bool:
+    """Whether the dtype is of these kinds of NumPy's (real ones by default), or a float such as bfloat16."""
+    return getattr(dtype, "kind", "") in tuple(kinds) or jnp.issubdtype(dtype, np.floating)
+
+
 def computing_dtype(name: str, pred: Any) -> Any:
     """The float type of the prediction, at least float32."""
-    for leaf in jax.tree.leaves(pred):
-        dtype = jnp.result_type(leaf)
+    leaves = jax.tree.leaves(pred)
+    if not leaves:
+        raise TypeError(f"{name}: pred must be a real floating-point array, got {shown(pred)}")
+    for leaf in leaves:
+        dtype = dtype_of(name, "pred", leaf)
         if not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(
                 f"{name}: pred has dtype {dtype}; a prediction is a real floating-point array: "
                 "pass pred.astype(jnp.float32)"
             )
-    dtype = jnp.result_type(*jax.tree.leaves(pred)) if jax.tree.leaves(pred) else jnp.dtype("float32")
+    dtype = jnp.result_type(*leaves)
     return dtype if dtype.itemsize >= 4 else jnp.dtype("float32")
 
 
 def loss_shape(name: str, pred: Any, target: Any, event_ndim: int) -> Shape:
     """The shape of the elementwise losses, after checking that pred and target have the same shape."""
-    target_dtype, target_shape = jnp.result_type(target), jnp.shape(target)
+    target_dtype = dtype_of(name, "target", target)
     if jnp.issubdtype(target_dtype, jnp.complexfloating):
         raise TypeError(f"{name}: target has dtype {target_dtype}; targets are real: pass its .real and .imag apart")
+    target_shape = jnp.shape(target)
     trailing = pred.trailing_axes() if hasattr(pred, "trailing_axes") else jax.tree.map(lambda _: 0, pred)
     leaves = jax.tree_util.tree_leaves_with_path(pred)
     for (path, leaf), extra in zip(leaves, jax.tree.leaves(trailing), strict=True):
@@ -121,7 +149,7 @@ def require_broadcastable(name: str, what: str, value: Any, shape: Shape, *, vec
 
     With `vector`, a vector along the last axis is accepted as well.
     """
-    own = jnp.shape(value)
+    own = np.shape(value)
     if own == () or (len(own) == len(shape) and _fits(own, shape)):
         return
     if vector and len(own) == 1 and shape and _fits(own, shape[-1:]):
@@ -132,6 +160,8 @@ def require_broadcastable(name: str, what: str, value: Any, shape: Shape, *, vec
     elif own and len(own) < len(shape) and own == shape[len(shape) - len(own) :]:
         index = ", ".join(["None"] * (len(shape) - len(own)) + [":"] * len(own))
         repair = f"pass `{what}[{index}]`"
+    elif shape == ():
+        repair = "pass a scalar"
     else:
         repair = f"pass a scalar or an array of rank {len(shape)} with each axis equal to the target's or 1"
     raise ShapeError(f"{name}: {what} has shape {own}, which does not fit losses of shape {shape}: {repair}")
@@ -146,6 +176,7 @@ def prepare(name: str, pred: Any, target: Any, weights: Any, where: Any, event_n
     dtype = computing_dtype(name, pred)
     shape = loss_shape(name, pred, target, event_ndim)
     if weights is not None:
+        check_number(name, "weights", weights)
         weights = to_dtype(weights, dtype)
         require_broadcastable(name, "weights", weights, shape)
     if where is not None:
@@ -158,7 +189,7 @@ def prepare(name: str, pred: Any, target: Any, weights: Any, where: Any, event_n
 
 def check_where(name: str, where: Any) -> None:
     """Raise `TypeError` unless the mask is boolean: a 0/1 mask is a weight, and means something else."""
-    dtype = jnp.result_type(where)
+    dtype = dtype_of(name, "where", where, "a boolean mask")
     if dtype != jnp.bool_:
         raise TypeError(f"{name}: where has dtype {dtype}; a mask is boolean: pass where=(mask != 0)")
 
@@ -185,17 +216,32 @@ def check_settings(
         if setting not in known:
             has = f"its settings are {', '.join(known)}" if known else "it has no settings"
             raise TypeError(f"{name}: unknown setting {setting!r}; {has}")
-        if not is_host_value(value):
-            continue
-        try:
-            numbers = np.asarray(value, np.float64)
-        except (TypeError, ValueError):
-            numbers = None
-        if numbers is None or value is None:  # NumPy reads None as NaN
-            raise TypeError(f"{name}: {setting} must be a number or an array, got {value!r}")
-        allowed = domain.get(setting)
-        if allowed is not None and not np.all(allowed.holds(numbers)):
-            raise ValueError(f"{name}: {setting} must be {allowed.words}, got {value!r}")
+        check_number(name, setting, value, domain.get(setting))
+
+
+def check_number(name: str, what: str, value: Any, domain: Domain | None = None) -> None:
+    """Raise `TypeError` unless the value is real numbers, and `ValueError` for one on the host outside the domain."""
+    host = is_host_value(value)
+    try:
+        numbers = np.asarray(value) if host else value
+    except (TypeError, ValueError):  # ragged lists
+        numbers = np.asarray(None)
+    if not _is_number(numbers.dtype):
+        raise TypeError(f"{name}: {what} must be a real number or an array of them, got {shown(value)}")
+    if not host or domain is None:
+        return
+    inside = domain.holds(numbers.astype(np.float64))
+    if not inside.all():
+        index = tuple(np.argwhere(~inside)[0].tolist())
+        place = f" at index {list(index)}" if index else ""
+        raise ValueError(f"{name}: {what} must be {domain.words}, got {numbers[index]!s}{place}")
+
+
+def require_settings(name: str, settings: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    """Raise for a setting without a default that is not given."""
+    for setting, default in known.items():
+        if default is inspect.Parameter.empty and setting not in settings:
+            raise TypeError(f"{name}: needs the setting {setting!r}: pass {setting}=…")
 
 
 def unbound(loss: Any) -> tuple[Any, dict[str, Any]]:
@@ -209,17 +255,26 @@ def unbound(loss: Any) -> tuple[Any, dict[str, Any]]:
 
 def loss_name(loss: Any) -> str:
     """The name of the loss, for messages."""
-    return getattr(unbound(loss)[0], "__name__", repr(loss))
+    return getattr(unbound(loss)[0], "__name__", shown(loss))
 
 
 def check_loss(loss: Any) -> None:
-    """Raise for a bad setting bound with `Partial`: call it before `jit`, while the setting can still be read."""
+    """Raise for a setting bound with `Partial` that is bad, or one that is missing.
+
+    Call it before `jit`, while the settings can still be read.
+    """
     function, settings = unbound(loss)
-    if not callable(function):
-        raise TypeError(f"a loss is a function of (pred, target), got {function!r}")
+    require_function(function)
     lifted = getattr(function, "lifted", None)
     if lifted is not None:
         check_settings(lifted.name, settings, lifted.defaults, lifted.domain)
+        require_settings(lifted.name, settings, lifted.defaults)
+
+
+def require_function(loss: Any) -> None:
+    """Raise `TypeError` for what cannot be called."""
+    if not callable(loss):
+        raise TypeError(f"a loss is a function of (pred, target), got {shown(loss)}")
 
 
 def as_pytree(function: Callable) -> Partial:

@@ -24,6 +24,7 @@ from jaxloss.contract import (
     loss_name,
     prepare,
     require_broadcastable,
+    require_settings,
     to_dtype,
     unbound,
 )
@@ -174,10 +175,9 @@ def _lift(
 def _prepare_settings(lifted: _Lifted, settings: dict[str, Any], shape: tuple[int, ...], dtype: Any) -> dict[str, Any]:
     """The defaults under the given settings, checked and in the computing type."""
     check_settings(lifted.name, settings, lifted.defaults, lifted.domain)
+    require_settings(lifted.name, settings, lifted.defaults)
     settings = {**lifted.defaults, **settings}
     for setting, value in settings.items():
-        if value is inspect.Parameter.empty:
-            raise TypeError(f"{lifted.name}: needs the setting {setting!r}: pass {setting}=…")
         settings[setting] = to_dtype(value, dtype)
         require_broadcastable(lifted.name, setting, settings[setting], shape, vector=True)
     return settings

@@ -7,13 +7,14 @@ comes last.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxloss.contract import loss_name, unbound
+from jaxloss.contract import loss_name, require_function, shown, unbound
 
 __all__ = ["LossSum", "loss_sum", "observed"]
 
@@ -78,14 +79,18 @@ def hide(value: Any, where: Any, safe: float) -> Any:
 
 def check_reduction(name: str, reduction: Any, axis: Any, ndim: int) -> tuple[int, ...]:
     """The axes to reduce over, as sorted non-negative numbers; raises `ValueError` for a bad reduction or axis."""
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"{name}: unknown reduction {reduction!r}; one of {', '.join(map(repr, REDUCTIONS))}")
+    if not (isinstance(reduction, str) and reduction in REDUCTIONS):
+        raise ValueError(f"{name}: unknown reduction {shown(reduction)}; one of {', '.join(map(repr, REDUCTIONS))}")
     if axis is None:
         return tuple(range(ndim))
     if reduction == "none":
-        raise ValueError(f"{name}: axis={axis!r} has no meaning with reduction='none'; leave one of them out")
-    axes = tuple(axis) if isinstance(axis, Sequence) else (axis,)
-    if not all(isinstance(number, int) and -ndim <= number < ndim for number in axes):
+        raise ValueError(f"{name}: axis={shown(axis)} has no meaning with reduction='none'; leave one of them out")
+    try:
+        listed = isinstance(axis, Sequence) and not isinstance(axis, str)
+        axes = tuple(map(operator.index, axis if listed else (axis,)))
+    except TypeError:
+        raise ValueError(f"{name}: axis={shown(axis)} must be an integer or a tuple of them") from None
+    if not all(-ndim <= number < ndim for number in axes):
         raise ValueError(f"{name}: axis={axis!r} is out of range for losses of rank {ndim}")
     positive = tuple(sorted(number % ndim for number in axes))
     if len(set(positive)) < len(positive):
@@ -151,8 +156,9 @@ def loss_sum(
     4.666666507720947
     """
     name, (function, bound) = loss_name(loss), unbound(loss)
-    if reduction not in ("mean", "weighted_mean"):
-        raise ValueError(f"loss_sum({name}): reduction must be 'mean' or 'weighted_mean', got {reduction!r}")
+    require_function(function)
+    if not (isinstance(reduction, str) and reduction in ("mean", "weighted_mean")):
+        raise ValueError(f"loss_sum({name}): reduction must be 'mean' or 'weighted_mean', got {shown(reduction)}")
     if hasattr(function, "sums"):
         shared = {"weights": weights, "where": where, "axis": axis, "reduction": reduction}
         return function.sums(pred, target, **shared, **bound, **settings)

@@ -1,5 +1,6 @@
 """Every experiment, run small: what it writes, and that what its docstring claims holds."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -112,6 +113,19 @@ def test_kernels_runs_small(tmp_path):
     _, result = run(tmp_path, "kernels", *words)
     assert {entry["loss"] for entry in result["ratios"]} == {"mse", "barron"}
     assert_complete(tmp_path / "kernels", result)
+
+
+def test_accuracy_keeps_its_bars_and_shows_the_others(tmp_path, capsys):
+    _, result = run(tmp_path, "accuracy", "--losses", "log_cosh,smape")
+    assert result["claims"] == {"log_cosh keeps the bars": True, "smape keeps the bars": True}
+    worst = result["worst"]
+    assert worst["log_cosh"]["optax slope"] > 0.1, "all digits lost"
+    if importlib.util.find_spec("torchmetrics"):
+        assert worst["log_cosh"]["torchmetrics value"] == float("inf")
+        assert worst["smape"]["torchmetrics value"] < 1e-6
+    printed = capsys.readouterr().out
+    assert all(head in printed for head in ("jaxloss", "optax", "torch", "metrics", "sklearn"))
+    assert_complete(tmp_path / "accuracy", result)
 
 
 def test_speed_runs_small(tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import grids
@@ -42,6 +42,8 @@ class Row(NamedTuple):
     """Its second derivative in pred."""
     sizes: tuple[Oracle, Oracle, Oracle]
     """What the errors of value, slope and curvature are relative to: themselves, or the formula's largest term."""
+    partials: Mapping[str, Oracle] = {}
+    """Its derivatives in settings, where they are given in closed form."""
     settings: tuple[Settings, ...] = ({},)
     """Ordinary settings; the first is used where one is enough, and names every setting a test should vary."""
     sweep: tuple[Settings, ...] = ({},)
@@ -59,6 +61,8 @@ class Row(NamedTuple):
     """False for a likelihood, which is not 0 at a perfect fit and may be negative."""
     unbounded: bool = True
     """Whether the loss tends to infinity with the residual."""
+    nan_curvature: bool = True
+    """Whether the curvature of NaN is NaN; a loss whose curvature is made of constants may give one of them."""
     torch: str = ""
     """The same loss in torch.nn.functional, with the same names of settings."""
 
@@ -102,8 +106,10 @@ def by_scale(first: float = 1.0) -> dict[str, Any]:
 
 
 RESIDUAL_LOSSES = (
-    residual_row(jaxloss.mse, lambda r: r**2, lambda r: 2 * r, lambda r: mpf(2), torch="mse_loss"),
-    residual_row(jaxloss.mae, abs, sign, lambda r: mpf(0), corners=lambda: (0.0,), torch="l1_loss"),
+    residual_row(jaxloss.mse, lambda r: r**2, lambda r: 2 * r, lambda r: mpf(2), nan_curvature=False, torch="mse_loss"),
+    residual_row(
+        jaxloss.mae, abs, sign, lambda r: mpf(0), corners=lambda: (0.0,), nan_curvature=False, torch="l1_loss"
+    ),
     residual_row(
         jaxloss.huber,
         o.huber,
@@ -146,6 +152,7 @@ RESIDUAL_LOSSES = (
         settings=grid(epsilon=(0.1, 0.5)),
         sweep=grid(epsilon=(0.0, *LENGTHS)),
         corners=lambda epsilon: (-epsilon, epsilon),
+        nan_curvature=False,
     ),
     residual_row(
         jaxloss.squared_epsilon_insensitive,
@@ -177,6 +184,7 @@ RELATIVE_LOSSES = (
         sweep=grid(epsilon=(1e-6, *LENGTHS)),
         corners=lambda target, epsilon: (target,),
         pairs=grids.of_relative_errors,
+        nan_curvature=False,
     ),
     row(
         jaxloss.smape,
@@ -231,6 +239,7 @@ ROBUST_LOSSES = (
         o.barron_curvature,
         settings=({"alpha": 0.5, "scale": 1.0}, {"alpha": 1.5, "scale": 0.5}, {"alpha": -2.0, "scale": 1.0}),
         sweep=grid(alpha=ALPHAS, scale=(1e-3, 1.0, 1e3)),
+        partials={"alpha": of_residual(o.barron_alpha_slope), "scale": of_residual(o.barron_scale_slope)},
         tolerance=5,
     ),
     residual_row(
@@ -240,6 +249,7 @@ ROBUST_LOSSES = (
         o.barron_curvature,
         settings=({"alpha": 0.5, "scale": 1.0}, {"alpha": 1.5, "scale": 0.5}, {"alpha": 2.0, "scale": 1.0}),
         sweep=grid(alpha=TO_TWO, scale=(1e-3, 1.0, 1e3)),
+        partials={"alpha": of_residual(o.barron_nll_alpha_slope), "scale": of_residual(o.barron_nll_scale_slope)},
         tolerance=5,
         zero_at_fit=False,
     ),
@@ -254,6 +264,7 @@ QUANTILE_LOSSES = (
         settings=grid(level=(0.3, 0.9)),
         sweep=grid(level=LEVELS),
         corners=lambda level: (0.0,),
+        nan_curvature=False,
     ),
     residual_row(
         jaxloss.expectile,
@@ -263,6 +274,7 @@ QUANTILE_LOSSES = (
         settings=grid(level=(0.3, 0.9)),
         sweep=grid(level=LEVELS),
         corners=lambda level: (0.0,),
+        nan_curvature=False,
     ),
     residual_row(
         jaxloss.quantile_huber,
@@ -272,6 +284,7 @@ QUANTILE_LOSSES = (
         settings=({"level": 0.3, "delta": 1.0}, {"level": 0.9, "delta": 0.3}),
         sweep=grid(level=LEVELS, delta=(1e-3, 1.0, 1e3)),
         corners=lambda level, delta: (0.0, -delta, delta),
+        nan_curvature=False,
     ),
 )
 
@@ -302,10 +315,12 @@ DEVIANCES = (
         line=POSITIVE,
         pairs=grids.of_means,
         tolerance=5,
+        nan_curvature=False,
     ),
 )
 
 ROWS: tuple[Row, ...] = (*RESIDUAL_LOSSES, *RELATIVE_LOSSES, *ROBUST_LOSSES, *QUANTILE_LOSSES, *DEVIANCES)
+ROW = {row.name: row for row in ROWS}
 
 
 LONG = ("barron", "barron_nll")

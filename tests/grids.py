@@ -64,7 +64,17 @@ def of_relative_errors(row: Any, settings: dict[str, float], full: bool) -> Pair
     sizes = _sizes(random, settings, _count(row, full) // 2)
     signs = random.choice([-1, 1], (2, sizes.size))
     other = random.permutation(sizes)
-    return _joined((pred, target), (0 * sizes, sizes), (signs[0] * other, signs[1] * sizes), _near(random, sizes))
+    epsilon = np.float32(settings["epsilon"])
+    large = np.float32(0.75) * epsilon
+    beside = np.array([large, epsilon - large])  # their sum is epsilon exactly
+    corners = np.array([row.corners(each, epsilon=epsilon) for each in beside])
+    return _joined(
+        (pred, target),
+        (0 * sizes, sizes),
+        (signs[0] * other, signs[1] * sizes),
+        _near(random, sizes),
+        (corners.T.ravel(), np.resize(beside, corners.size)),
+    )
 
 
 def above_minus_one(row: Any, settings: dict[str, float], full: bool) -> Pairs:

@@ -213,13 +213,36 @@ def barron_scale_slope(r, alpha, scale):
     return -r / scale * barron_slope(r, alpha, scale)
 
 
+CUTS = [-70, -40, -20, -10, -5, -2, 0, 1, 2, 3, 5, 10, 20, 40, 70, 100]
+"""Of log r, for quadrature."""
+
+
 @functools.cache
 def log_partition(alpha):
     """log ∫ exp(−barron(r, α, 1)) dr, by quadrature in log r."""
     with mp.workdps(30):
-        cuts = [-70, -40, -20, -10, -5, -2, 0, 1, 2, 3, 5, 10, 20, 40, 70, 100]
-        return log(2 * mp.quad(lambda t: exp(t - barron(exp(t), alpha, mpf(1))), cuts))
+        return log(2 * mp.quad(lambda t: exp(t - barron(exp(t), alpha, mpf(1))), CUTS))
+
+
+@functools.cache
+def log_partition_slope(alpha):
+    """∂/∂α of it: minus the mean of barron's under the density."""
+
+    def weighed(t):
+        r = exp(t)
+        return exp(t - barron(r, alpha, mpf(1)) - log_partition(alpha)) * barron_alpha_slope(r, alpha, mpf(1))
+
+    with mp.workdps(30):
+        return -2 * mp.quad(weighed, CUTS)
 
 
 def barron_nll(r, alpha, scale):
     return [barron(r, alpha, scale), log(scale), log_partition(alpha)]
+
+
+def barron_nll_alpha_slope(r, alpha, scale):
+    return [barron_alpha_slope(r, alpha, scale), log_partition_slope(alpha)]
+
+
+def barron_nll_scale_slope(r, alpha, scale):
+    return [barron_scale_slope(r, alpha, scale), 1 / scale]

@@ -198,7 +198,7 @@ def tweedie_deviance(pred: Array, target: Array, *, power: Array | float) -> Arr
     tangent = high * ((high / jnp.where(wide, mean, 1)) / one_or) * gap
     general = 2 * (jnp.where(mild, mildly, rise) - tangent) / (lift * lift)
     regular = jnp.where(close, series, jnp.where(low, 2 * from_one, general))
-    regular = jnp.where(jnp.isnan(regular) & ~jnp.isnan(mean), jnp.inf, regular)  # ∞ − ∞, past all bounds
+    regular = jnp.where(~(regular > -jnp.inf) & ~jnp.isnan(mean), jnp.inf, regular)  # ∞ − ∞, past all bounds
     # A target of 0 or less has no power.
     root, mean = jnp.where(positive, 1, root), jnp.where(positive, 1, mean)
     slant = jnp.where(target == 0, 0, target / jnp.where(power == 1, 1, one))

@@ -55,9 +55,6 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         f"_held: {_ROOT} -> 0.55": UNUSED,
         "_decay: 2 * high + low -> 2 * high - low": SMALL,  # low² ≤ 2⁻²⁴·q², and q² < 90
     },
-    "geman_mcclure": {
-        "geman_mcclure: 1000000000.0 * scale -> 1000000000.0": PAST,  # for scales up to 1e3
-    },
     "tukey": {
         f"_held: {_ROOT} -> float(jnp.finfo(residual.dtype).max) ** 0.5": UNUSED,
         f"_held: {_ROOT} -> 0.55": UNUSED,

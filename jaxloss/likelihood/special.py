@@ -1,0 +1,190 @@
+"""Logarithms of gamma functions, and what belongs to them, where differences of large ones would lose all digits.
+
+Each works in float32 and float64, from arguments near 0 to the largest, and so do its first and second derivatives.
+Sums have terms of one sign.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxloss.losses.special import atanh_tail, quotient, with_partials
+
+__all__ = [
+    "exp_excess",
+    "half_step_correction",
+    "log_complement",
+    "log_difference",
+    "stirling_correction",
+    "student_fall",
+]
+
+Array = jax.Array
+
+BERNOULLI = (1 / 6, -1 / 30, 1 / 42, -1 / 30, 5 / 66, -691 / 2730, 7 / 6, -3617 / 510, 43867 / 798, -174611 / 330)
+"""The second, fourth, … Bernoulli number."""
+
+
+def _sizes(a: Array) -> tuple[int, int]:
+    """How many steps up the series asks for, and how many terms it then has, in the type of a."""
+    return (5, 5) if jnp.finfo(a.dtype).bits <= 32 else (9, 10)
+
+
+def _series(a: Array, first: int, coefficients: list[float]) -> Array:
+    """Σₖ coefficientₖ·a^−(first + 2k)."""
+    inverse = 1 / a
+    square = inverse * inverse
+    total = jnp.full_like(a, coefficients[-1])
+    for coefficient in reversed(coefficients[:-1]):
+        total = total * square + coefficient
+    return total * inverse**first
+
+
+def _numbered(count: int) -> list[tuple[int, float]]:
+    """2, 4, … with their Bernoulli numbers."""
+    return [(2 * k + 2, number) for k, number in enumerate(BERNOULLI[:count])]
+
+
+def _split(a: Array) -> tuple[Array, Array, Array]:
+    """Whether a < 1; such an a, else ½; and a number ≥ 1, one step up from a where a < 1.
+
+    Sums over steps from a to a + 1 have closed terms in s = 1/(2a + 1), for log(1 + 1/a) is 2·artanh(s).
+    """
+    small = a < 1
+    return small, jnp.where(small, a, 0.5), jnp.where(small, a + 1, a)
+
+
+def _curvature(a: Array) -> Array:
+    steps, terms = _sizes(a)
+    total = _series(a + steps, 3, [number for _, number in _numbered(terms)])
+    for step in range(steps):
+        x = a + step
+        total = total + 0.5 / jnp.square(x * (x + 1))
+    return total
+
+
+def _slope(a: Array) -> Array:
+    steps, terms = _sizes(a)
+    small, low, high = _split(a)
+    total = -_series(high + steps, 2, [number / n for n, number in _numbered(terms)])
+    for step in range(steps):
+        s = 1 / (2 * (high + step) + 1)
+        square = s * s
+        total = total - 2 * s * square * (1 / (1 - square) - atanh_tail(square))
+    first = jnp.log1p(low) - jnp.log(low) - (low + 0.5) / (low * (low + 1))
+    return total + jnp.where(small, first, 0)
+
+
+def _stirling_correction(a: Array) -> Array:
+    """log Γ(a) − [(a − ½)·log a − a + ½·log 2π], for a > 0: about 1/(12a), and −½·log(2πa) near 0.
+
+    >>> round(float(stirling_correction(jnp.ones(()))), 6)
+    0.081061
+    """
+    steps, terms = _sizes(a)
+    small, low, high = _split(a)
+    total = _series(high + steps, 1, [number / (n * (n - 1)) for n, number in _numbered(terms)])
+    for step in range(steps):
+        square = jnp.square(1 / (2 * (high + step) + 1))
+        total = total + square * atanh_tail(square)
+    first = (low + 0.5) * (jnp.log1p(low) - jnp.log(low)) - 1
+    return total + jnp.where(small, first, 0)
+
+
+def _half_step_correction(a: Array) -> Array:
+    """log Γ(a + ½) − log Γ(a) − ½·log a, for a > 0: about −1/(8a), and ½·log(πa) near 0."""
+    steps, terms = _sizes(a)
+    small, low, high = _split(a)
+    total = _series(high + steps, 1, [(2.0 ** (1 - n) - 2) * number / (n * (n - 1)) for n, number in _numbered(terms)])
+    for step in range(steps):
+        total = total + 0.5 * jnp.log1p(-jnp.square(1 / (2 * (high + step) + 1)))
+    first = 0.5 * jnp.log(low * (low + 1) / jnp.square(low + 0.5))
+    return total + jnp.where(small, first, 0)
+
+
+def _half_step_slope(a: Array) -> Array:
+    steps, terms = _sizes(a)
+    total = -_series(a + steps, 2, [(2.0 ** (1 - n) - 2) * number / n for n, number in _numbered(terms)])
+    for step in range(steps):
+        x = a + step
+        total = total + 0.5 / (x * (x + 1) * (2 * x + 1))
+    return total
+
+
+def _exp_excess(x: Array) -> Array:
+    """eˣ − 1 − x."""
+    near = jnp.abs(x) < 1
+    small, large = jnp.where(near, x, 0), jnp.where(near, 1, x)
+    series = jnp.zeros_like(x)
+    for k in reversed(range(10 if jnp.finfo(x.dtype).bits <= 32 else 18)):
+        series = series * small + 1 / math.factorial(k + 2)
+    return jnp.where(near, small * small * series, jnp.expm1(large) - large)
+
+
+def _log_difference(x: Array, log_y: Array) -> Array:
+    """log(x) − log_y for x ≥ 0, where the two are close with an error far below that of the logarithm."""
+    finite = jnp.where(x < jnp.inf, x, 1)
+    mantissa, exponent = jnp.frexp(finite)
+    halved = mantissa < math.sqrt(0.5)
+    mantissa = jnp.where(halved, 2 * mantissa, mantissa)
+    octaves = (exponent - halved).astype(x.dtype)
+    digits = 2.0 ** (12 if jnp.finfo(x.dtype).bits <= 32 else 26)
+    leading = round(math.log(2) * digits) / digits  # so few digits that its product with the octaves is exact
+    ratio = (mantissa - 1) / (mantissa + 1)  # artanh of it is half the mantissa's logarithm
+    info = jnp.finfo(x.dtype)
+    leading_mantissa = lax.reduce_precision(mantissa, info.nexp, info.nmant // 2)  # to which 1 is added exactly
+    high, low = quotient(mantissa - 1, -ratio * (mantissa - leading_mantissa), leading_mantissa + 1)
+    rest = octaves * (math.log(2) - leading) + 2 * (low + ratio * (ratio * ratio) * atanh_tail(ratio * ratio))
+    logarithm = ((octaves * leading - log_y) + 2 * high) + rest
+    return jnp.where((x == jnp.inf) | (x == 0), jnp.log(x), jnp.where(x > 0, logarithm, jnp.nan))
+
+
+def _below_zero(x: Array) -> Array:
+    return jnp.minimum(x, -jnp.finfo(x.dtype).eps)
+
+
+def _log_complement(x: Array) -> Array:
+    """log(1 − eˣ) for x < 0: from the logarithm of a probability, that of its complement."""
+    x = _below_zero(x)
+    return jnp.where(x > -0.5, jnp.log(-jnp.expm1(x)), jnp.log1p(-jnp.exp(x)))
+
+
+def _log1p_excess_value(u: Array) -> Array:
+    """log(1 + u) − u/(1 + u), u ≥ 0."""
+    s = jnp.where(u < 1, u, 1) / (2 + u)
+    near = s * s * (2 / (1 + s) + 2 * s * atanh_tail(s * s))
+    return jnp.where(u < 1, near, jnp.log1p(u) - u / (1 + u))
+
+
+_log1p_excess = with_partials(_log1p_excess_value, lambda u: u / jnp.square(1 + u))
+
+
+def _student_ratio(df: Array, z: Array) -> Array:
+    return jnp.clip(z / jnp.sqrt(df), -1e18, 1e18)  # or its square might overflow
+
+
+def _student_fall(df: Array, z: Array) -> Array:
+    """½(df + 1)·log(1 + z²/df): what the log density of Student's t loses from its peak to z."""
+    return 0.5 * (df + 1) * jnp.log1p(jnp.square(_student_ratio(df, z)))
+
+
+def _student_fall_by_df(df: Array, z: Array) -> Array:
+    square = jnp.square(_student_ratio(df, z))
+    return 0.5 * (_log1p_excess(square) - square / (1 + square) / df)
+
+
+def _student_fall_by_z(df: Array, z: Array) -> Array:
+    ratio = _student_ratio(df, z)
+    return (df + 1) / jnp.sqrt(df) * (ratio / (1 + ratio * ratio))
+
+
+stirling_correction = with_partials(_stirling_correction, with_partials(_slope, _curvature))
+half_step_correction = with_partials(_half_step_correction, _half_step_slope)
+exp_excess = with_partials(_exp_excess, with_partials(jnp.expm1, jnp.exp))
+log_difference = with_partials(_log_difference, lambda x, _: 1 / x, lambda x, _: -jnp.ones_like(x))
+log_complement = with_partials(_log_complement, lambda x: -1 / jnp.expm1(-_below_zero(x)))
+student_fall = with_partials(_student_fall, _student_fall_by_df, _student_fall_by_z)

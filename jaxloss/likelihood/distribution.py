@@ -16,7 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxloss.contract import REAL, Domain, ShapeError, check_settings, computing_dtype, is_host_value, prepare
+from jaxloss.contract import (
+    REAL,
+    Domain,
+    ShapeError,
+    check_settings,
+    computing_dtype,
+    is_host_value,
+    loss_shape,
+    to_dtype,
+)
 
 __all__ = ["Distribution", "bounded", "family", "positive"]
 
@@ -171,8 +180,9 @@ class Distribution:
     def _at(self, name: str, method: Callable, value: Any) -> Array:
         if jnp.ndim(value) == 0:
             value = np.full(self.shape, value) if is_host_value(value) else jnp.full(self.shape, value)
-        value, _, _ = prepare(f"{type(self).__name__}.{name}", self, value, None, None, self.event_ndim)
-        return method(self._computing(), jnp.asarray(value))
+        name = f"{type(self).__name__}.{name}"
+        loss_shape(name, self, value, self.event_ndim)  # a value outside the support has density 0: it is no error
+        return method(self._computing(), jnp.asarray(to_dtype(value, computing_dtype(name, self))))
 
     @classmethod
     def _check_raw(cls, raw: Any, size: int) -> None:

@@ -12,7 +12,11 @@ from jaxloss.lift import irls_weight as irls_weight
 from jaxloss.lift import pointwise as pointwise
 from jaxloss.lift import slope as slope
 from jaxloss.lift import traits as traits
+from jaxloss.likelihood.continuous import Laplace as Laplace
 from jaxloss.likelihood.continuous import Normal as Normal
+from jaxloss.likelihood.continuous import StudentT as StudentT
+from jaxloss.likelihood.positive import Gamma as Gamma
+from jaxloss.likelihood.positive import LogNormal as LogNormal
 from jaxloss.likelihood.scores import crps as crps
 from jaxloss.likelihood.scores import nll as nll
 from jaxloss.losses.barron import barron as barron

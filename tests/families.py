@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from mpmath import log, mp, mpf, pi
+from mpmath import exp, log, loggamma, mp, mpf, pi
 
 import jaxloss
 
@@ -72,8 +72,71 @@ def normal_terms(y: Any, loc: Any, scale: Any) -> list:
     return [-(((y - loc) / scale) ** 2) / 2, -log(scale), -log(2 * pi) / 2]
 
 
+def laplace_terms(y: Any, loc: Any, scale: Any) -> list:
+    return [-abs((y - loc) / scale), -log(2 * scale)]
+
+
+def student(random: np.random.Generator, count: int) -> Arrays:
+    return {"df": spread(random, count, 1.2, 100), **location_scale(random, count)}
+
+
+def student_far_out(random: np.random.Generator, count: int) -> tuple[Arrays, np.ndarray]:
+    parameters, target = far_out(random, count)
+    return {"df": spread(random, count, 1e-3, 1e6), **parameters}, target
+
+
+def student_terms(y: Any, df: Any, loc: Any, scale: Any) -> list:
+    peak = loggamma((df + 1) / 2) - loggamma(df / 2) - log(pi * df) / 2
+    return [peak, -log(scale), -(df + 1) / 2 * log(1 + ((y - loc) / scale) ** 2 / df)]
+
+
+def log_normal(loc: np.ndarray, scale: np.ndarray) -> Any:
+    return scipy_stats("lognorm")(s=scale, scale=np.exp(loc))
+
+
+def relative_error(random: np.random.Generator, count: int) -> Arrays:
+    return {"loc": 2 * random.standard_normal(count), "scale": spread(random, count, 0.05, 1.5)}
+
+
+def log_normal_far_out(random: np.random.Generator, count: int) -> tuple[Arrays, np.ndarray]:
+    """Targets up to 40 sd out, within what a float32 holds."""
+    loc, scale = random.uniform(-8, 8, count), spread(random, count, 1e-3, 10)
+    return {"loc": loc, "scale": scale}, np.exp(np.clip(loc + random.uniform(-40, 40, count) * scale, -80, 80))
+
+
+def log_normal_terms(y: Any, loc: Any, scale: Any) -> list:
+    return [*normal_terms(log(y), loc, scale), -log(y)]
+
+
+def gamma(log_mean: np.ndarray, concentration: np.ndarray) -> Any:
+    return scipy_stats("gamma")(a=concentration, scale=np.exp(log_mean) / concentration)
+
+
+def waiting_times(random: np.random.Generator, count: int) -> Arrays:
+    return {"log_mean": 2 * random.standard_normal(count), "concentration": spread(random, count, 0.3, 100)}
+
+
+def gamma_far_out(random: np.random.Generator, count: int) -> tuple[Arrays, np.ndarray]:
+    """Targets up to 40 sd out, and where that leaves the half line, down to the least floats."""
+    log_mean, concentration = random.uniform(-8, 8, count), spread(random, count, 1e-3, 1e6)
+    relative = 1 + random.uniform(-40, 40, count) / np.sqrt(concentration)
+    relative = np.where(relative > 0, relative, spread(random, count, 1e-30, 1))
+    return {"log_mean": log_mean, "concentration": concentration}, np.exp(log_mean) * relative
+
+
+def gamma_terms(y: Any, log_mean: Any, concentration: Any) -> list:
+    a, ratio = concentration, y / exp(log_mean)
+    return [a * log(a) - a - loggamma(a), -a * (ratio - 1 - log(ratio)), -log(y)]
+
+
 FAMILIES: tuple[FamilyRow, ...] = (
     FamilyRow(jaxloss.Normal, location_scale, scipy_stats("norm"), normal_terms, far_out),
+    FamilyRow(jaxloss.Laplace, location_scale, scipy_stats("laplace"), laplace_terms, far_out),
+    FamilyRow(jaxloss.StudentT, student, scipy_stats("t"), student_terms, student_far_out),
+    FamilyRow(jaxloss.LogNormal, relative_error, log_normal, log_normal_terms, log_normal_far_out),
+    FamilyRow(
+        jaxloss.Gamma, waiting_times, gamma, gamma_terms, gamma_far_out, location="log_mean", scale="concentration"
+    ),
 )
 
 each_family = pytest.mark.parametrize("row", FAMILIES, ids=[row.name for row in FAMILIES])

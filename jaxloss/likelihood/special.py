@@ -6,12 +6,22 @@ Sums have terms of one sign.
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
+from jax import lax
 
-from jaxloss.losses.special import atanh_tail, with_partials
+from jaxloss.losses.special import atanh_tail, quotient, with_partials
 
-__all__ = ["stirling_correction"]
+__all__ = [
+    "exp_excess",
+    "half_step_correction",
+    "log_complement",
+    "log_difference",
+    "stirling_correction",
+    "student_fall",
+]
 
 Array = jax.Array
 
@@ -69,7 +79,12 @@ def _slope(a: Array) -> Array:
     return total + jnp.where(small, first, 0)
 
 
-def _correction(a: Array) -> Array:
+def _stirling_correction(a: Array) -> Array:
+    """log Γ(a) − [(a − ½)·log a − a + ½·log 2π], for a > 0: about 1/(12a), and −½·log(2πa) near 0.
+
+    >>> round(float(stirling_correction(jnp.ones(()))), 6)
+    0.081061
+    """
     steps, terms = _sizes(a)
     small, low, high = _split(a)
     total = _series(high + steps, 1, [number / (n * (n - 1)) for n, number in _numbered(terms)])
@@ -80,9 +95,96 @@ def _correction(a: Array) -> Array:
     return total + jnp.where(small, first, 0)
 
 
-stirling_correction = with_partials(_correction, with_partials(_slope, _curvature))
-stirling_correction.__doc__ = """log Γ(a) − [(a − ½)·log a − a + ½·log 2π] for a > 0: about 1/(12a), and −½·log(2πa) near 0.
+def _half_step_correction(a: Array) -> Array:
+    """log Γ(a + ½) − log Γ(a) − ½·log a, for a > 0: about −1/(8a), and ½·log(πa) near 0."""
+    steps, terms = _sizes(a)
+    small, low, high = _split(a)
+    total = _series(high + steps, 1, [(2.0 ** (1 - n) - 2) * number / (n * (n - 1)) for n, number in _numbered(terms)])
+    for step in range(steps):
+        total = total + 0.5 * jnp.log1p(-jnp.square(1 / (2 * (high + step) + 1)))
+    first = 0.5 * jnp.log(low * (low + 1) / jnp.square(low + 0.5))
+    return total + jnp.where(small, first, 0)
 
->>> round(float(stirling_correction(jnp.ones(()))), 6)
-0.081061
-"""
+
+def _half_step_slope(a: Array) -> Array:
+    steps, terms = _sizes(a)
+    total = -_series(a + steps, 2, [(2.0 ** (1 - n) - 2) * number / n for n, number in _numbered(terms)])
+    for step in range(steps):
+        x = a + step
+        total = total + 0.5 / (x * (x + 1) * (2 * x + 1))
+    return total
+
+
+def _exp_excess(x: Array) -> Array:
+    """eˣ − 1 − x."""
+    near = jnp.abs(x) < 1
+    small, large = jnp.where(near, x, 0), jnp.where(near, 1, x)
+    series = jnp.zeros_like(x)
+    for k in reversed(range(10 if jnp.finfo(x.dtype).bits <= 32 else 18)):
+        series = series * small + 1 / math.factorial(k + 2)
+    return jnp.where(near, small * small * series, jnp.expm1(large) - large)
+
+
+def _log_difference(x: Array, log_y: Array) -> Array:
+    """log(x) − log_y for x ≥ 0, where the two are close with an error far below that of the logarithm."""
+    finite = jnp.where(x < jnp.inf, x, 1)
+    mantissa, exponent = jnp.frexp(finite)
+    halved = mantissa < math.sqrt(0.5)
+    mantissa = jnp.where(halved, 2 * mantissa, mantissa)
+    octaves = (exponent - halved).astype(x.dtype)
+    digits = 2.0 ** (12 if jnp.finfo(x.dtype).bits <= 32 else 26)
+    leading = round(math.log(2) * digits) / digits  # so few digits that its product with the octaves is exact
+    ratio = (mantissa - 1) / (mantissa + 1)  # artanh of it is half the mantissa's logarithm
+    info = jnp.finfo(x.dtype)
+    leading_mantissa = lax.reduce_precision(mantissa, info.nexp, info.nmant // 2)  # to which 1 is added exactly
+    high, low = quotient(mantissa - 1, -ratio * (mantissa - leading_mantissa), leading_mantissa + 1)
+    rest = octaves * (math.log(2) - leading) + 2 * (low + ratio * (ratio * ratio) * atanh_tail(ratio * ratio))
+    logarithm = ((octaves * leading - log_y) + 2 * high) + rest
+    return jnp.where((x == jnp.inf) | (x == 0), jnp.log(x), jnp.where(x > 0, logarithm, jnp.nan))
+
+
+def _below_zero(x: Array) -> Array:
+    return jnp.minimum(x, -jnp.finfo(x.dtype).eps)
+
+
+def _log_complement(x: Array) -> Array:
+    """log(1 − eˣ) for x < 0: from the logarithm of a probability, that of its complement."""
+    x = _below_zero(x)
+    return jnp.where(x > -0.5, jnp.log(-jnp.expm1(x)), jnp.log1p(-jnp.exp(x)))
+
+
+def _log1p_excess_value(u: Array) -> Array:
+    """log(1 + u) − u/(1 + u), u ≥ 0."""
+    s = jnp.where(u < 1, u, 1) / (2 + u)
+    near = s * s * (2 / (1 + s) + 2 * s * atanh_tail(s * s))
+    return jnp.where(u < 1, near, jnp.log1p(u) - u / (1 + u))
+
+
+_log1p_excess = with_partials(_log1p_excess_value, lambda u: u / jnp.square(1 + u))
+
+
+def _student_ratio(df: Array, z: Array) -> Array:
+    return jnp.clip(z / jnp.sqrt(df), -1e18, 1e18)  # or its square might overflow
+
+
+def _student_fall(df: Array, z: Array) -> Array:
+    """½(df + 1)·log(1 + z²/df): what the log density of Student's t loses from its peak to z."""
+    return 0.5 * (df + 1) * jnp.log1p(jnp.square(_student_ratio(df, z)))
+
+
+def _student_fall_by_df(df: Array, z: Array) -> Array:
+    square = jnp.square(_student_ratio(df, z))
+    return 0.5 * (_log1p_excess(square) - square / (1 + square) / df)
+
+
+def _student_fall_by_z(df: Array, z: Array) -> Array:
+    ratio = _student_ratio(df, z)
+    return (df + 1) / jnp.sqrt(df) * (ratio / (1 + ratio * ratio))
+
+
+stirling_correction = with_partials(_stirling_correction, with_partials(_slope, _curvature))
+half_step_correction = with_partials(_half_step_correction, _half_step_slope)
+exp_excess = with_partials(_exp_excess, with_partials(jnp.expm1, jnp.exp))
+log_difference = with_partials(_log_difference, lambda x, _: 1 / x, lambda x, _: -jnp.ones_like(x))
+log_complement = with_partials(_log_complement, lambda x: -1 / jnp.expm1(-_below_zero(x)))
+student_fall = with_partials(_student_fall, _student_fall_by_df, _student_fall_by_z)

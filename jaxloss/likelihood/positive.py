@@ -1,0 +1,219 @@
+"""Families on the positive half of the line. Parameters are of the logarithm, so that no prediction is out of range.
+
+A target of 0 or less has density 0.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import erf, log_ndtr, ndtr, ndtri
+
+from jaxloss.contract import POSITIVE, REAL, is_host_value
+from jaxloss.likelihood.continuous import SCALE_FLOOR
+from jaxloss.likelihood.distribution import Distribution, bounded, family, positive
+from jaxloss.likelihood.special import exp_excess, half_step_correction, log_difference
+from jaxloss.likelihood.tails import gamma_log_peak, gamma_tails
+from jaxloss.losses.special import with_partials
+
+__all__ = ["Gamma", "LogNormal"]
+
+Array = jax.Array
+
+LOG_BOUND = 40.0
+"""Bound of a logarithm from a network, near 1e17: ratios to the target then are finite in float32."""
+
+CONCENTRATION_FLOOR = 1e-3
+"""Added to a concentration from a network: below it most draws are less than the least float."""
+
+
+class Positive(Distribution):
+    """What families on the positive half of the line share."""
+
+    support: ClassVar = POSITIVE
+
+    def _log_density(self, target: Array) -> Array:
+        raise NotImplementedError
+
+    def _tails(self, target: Array) -> tuple[Array, Array]:
+        raise NotImplementedError
+
+    def _log_prob(self, target: Array) -> Array:
+        return jnp.where(target <= 0, -jnp.inf, self._log_density(_inside(target)))
+
+    def _log_tails(self, target: Array) -> tuple[Array, Array]:
+        lower, upper = self._tails(_inside(target))
+        return jnp.where(target <= 0, -jnp.inf, lower), jnp.where(target <= 0, 0, upper)
+
+    def _without_shift(self, shift: Any) -> None:
+        if not is_host_value(shift) or np.any(np.asarray(shift) != 0):
+            name = type(self).__name__
+            raise ValueError(f"{name}.affine: shift must be the number 0, for a shifted {name} is of another family")
+
+
+def _inside(target: Array) -> Array:
+    """The target where it is in the support or NaN, else 1."""
+    return jnp.where(target <= 0, 1, target)
+
+
+def _normal_density(z: Array) -> Array:
+    return jnp.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
+
+
+def _log_normal_parts(target: Array, loc: Array, scale: Array) -> tuple[Array, Array, Array]:
+    """z, −∞ outside the support; the mean; and half the slope of the CRPS in loc, over the mean."""
+    z = jnp.where(target <= 0, -jnp.inf, log_difference(_inside(target), loc) / scale)
+    return z, jnp.exp(loc + 0.5 * scale * scale), ndtr(-scale / math.sqrt(2)) - ndtr(z - scale)
+
+
+def _log_normal_crps(target: Array, loc: Array, scale: Array) -> Array:
+    z, mean, _ = _log_normal_parts(target, loc, scale)
+    return (target - mean) * (2 * ndtr(z) - 1) + mean * (2 * (ndtr(z) - ndtr(z - scale)) - erf(0.5 * scale))
+
+
+def _log_normal_crps_by_target(target: Array, loc: Array, scale: Array) -> Array:
+    return 2 * ndtr(_log_normal_parts(target, loc, scale)[0]) - 1
+
+
+def _log_normal_crps_by_loc(target: Array, loc: Array, scale: Array) -> Array:
+    _, mean, half = _log_normal_parts(target, loc, scale)
+    return 2 * mean * half
+
+
+def _log_normal_crps_by_scale(target: Array, loc: Array, scale: Array) -> Array:
+    z, mean, half = _log_normal_parts(target, loc, scale)
+    root = math.sqrt(2)
+    return 2 * mean * (scale * half + _normal_density(z - scale) - _normal_density(scale / root) / root)
+
+
+# Automatic derivatives of the closed form would cancel where the scale is small.
+_log_normal_score = with_partials(
+    _log_normal_crps, _log_normal_crps_by_target, _log_normal_crps_by_loc, _log_normal_crps_by_scale
+)
+
+
+@family
+class LogNormal(Positive):
+    """Distribution of a number > 0 whose natural logarithm is Normal, of mean `loc` and standard deviation `scale`.
+
+    log density −½z² − log(scale) − ½log(2π) − log(target), z = (log(target) − loc)/scale, so scale > 0 is a relative
+    error and exp(loc) the median, in the target's units. Closed under a change of unit: `affine` with a shift of 0.
+    `crps`: Baran & Lerch, Q. J. R. Meteorol. Soc. 2015, eq. 4.
+
+    >>> float(LogNormal(jnp.zeros(1), jnp.ones(1)).log_prob(jnp.ones(1))[0])
+    -0.9189385175704956
+    """
+
+    loc: Any
+    scale: Any
+
+    domain: ClassVar = {"loc": REAL, "scale": POSITIVE}
+    raw_size = 2
+
+    def _standard(self, target: Array) -> Array:
+        return log_difference(target, self.loc) / self.scale
+
+    def _mean(self) -> Array:
+        return jnp.exp(self.loc + 0.5 * jnp.square(self.scale))
+
+    def _variance(self) -> Array:
+        square = jnp.square(self.scale)
+        return jnp.expm1(square) * jnp.exp(2 * self.loc + square)
+
+    def _log_density(self, target: Array) -> Array:
+        constant = jnp.log(self.scale) + 0.5 * math.log(2 * math.pi)
+        return -0.5 * jnp.square(self._standard(target)) - jnp.log(target) - constant
+
+    def _cdf(self, target: Array) -> Array:
+        return jnp.where(target <= 0, 0, ndtr(self._standard(_inside(target))))
+
+    def _tails(self, target: Array) -> tuple[Array, Array]:
+        z = self._standard(target)
+        return log_ndtr(z), log_ndtr(-z)
+
+    def _quantile(self, level: Array) -> Array:
+        return jnp.exp(self.loc + self.scale * ndtri(level))
+
+    def _sample(self, key: Array) -> Array:
+        return jnp.exp(self.loc + self.scale * jax.random.normal(key, self.shape, self.loc.dtype))
+
+    def _crps(self, target: Array) -> Array:
+        return _log_normal_score(target, self.loc, self.scale)
+
+    def _affine(self, shift: Any, scale: Any) -> Self:
+        self._without_shift(shift)
+        return type(self)(self.loc + jnp.log(scale), self.scale)
+
+    @classmethod
+    def _from_raw(cls, *raw: Array) -> Self:
+        loc, scale = raw
+        return cls(bounded(loc, LOG_BOUND), positive(scale, SCALE_FLOOR))
+
+
+@family
+class Gamma(Positive):
+    """Gamma distribution of mean exp(`log_mean`), in the target's units, and shape `concentration` > 0, without unit.
+
+    With a the concentration and q = target/mean: log density a·log(a) − log Γ(a) + a·(log(q) − q) − log(target). The
+    mean squared relative error is 1/a; exponential at a = 1. The nll is ½a·gamma_deviance and the price of a.
+    Closed under a change of unit: `affine` with a shift of 0. All methods can be differentiated in both parameters.
+    `crps`: Scheuerer & Möller, Ann. Appl. Stat. 2015, in terms of the mean.
+
+    >>> float(Gamma(jnp.zeros(1), jnp.ones(1)).log_prob(jnp.ones(1))[0])
+    -1.0
+    """
+
+    log_mean: Any
+    concentration: Any
+
+    domain: ClassVar = {"log_mean": REAL, "concentration": POSITIVE}
+    raw_size = 2
+
+    def _log_ratio(self, target: Array) -> Array:
+        return jnp.minimum(log_difference(target, self.log_mean), 1e3)  # there the density is 0 in any float
+
+    def _mean(self) -> Array:
+        return jnp.exp(self.log_mean)
+
+    def _variance(self) -> Array:
+        return jnp.exp(2 * self.log_mean) / self.concentration
+
+    def _log_density_of_log(self, target: Array) -> Array:
+        """The log density of log Y; half the unit deviance is its fall from the mean."""
+        return gamma_log_peak(self.concentration) - self.concentration * exp_excess(self._log_ratio(target))
+
+    def _log_density(self, target: Array) -> Array:
+        return self._log_density_of_log(target) - jnp.log(target)
+
+    def _cdf(self, target: Array) -> Array:
+        return jnp.exp(self._log_tails(target)[0])
+
+    def _tails(self, target: Array) -> tuple[Array, Array]:
+        return gamma_tails(self.concentration, self._log_ratio(target))
+
+    def _sample(self, key: Array) -> Array:
+        # By its logarithm, for gamma variables of small shapes are below the least float.
+        shape = self.concentration
+        log_gamma = jax.random.loggamma(key, shape, self.shape, shape.dtype)
+        return jnp.exp(self.log_mean + (log_gamma - jnp.log(shape)))
+
+    def _crps(self, target: Array) -> Array:
+        mean, a = jnp.exp(self.log_mean), self.concentration
+        inside = _inside(target)
+        lower = jnp.exp(self._tails(inside)[0])
+        gap = jnp.expm1(self._log_ratio(inside)) * (2 * lower - 1) + 2 / a * jnp.exp(self._log_density_of_log(inside))
+        spread = mean * jnp.exp(half_step_correction(a)) / jnp.sqrt(math.pi * a)
+        return jnp.where(target <= 0, mean - target, mean * gap) - spread
+
+    def _affine(self, shift: Any, scale: Any) -> Self:
+        self._without_shift(shift)
+        return type(self)(self.log_mean + jnp.log(scale), self.concentration)
+
+    @classmethod
+    def _from_raw(cls, *raw: Array) -> Self:
+        log_mean, concentration = raw
+        return cls(bounded(log_mean, LOG_BOUND), positive(concentration, CONCENTRATION_FLOOR))

@@ -1,0 +1,94 @@
+"""Logarithms of the tails of the gamma and Student's t distributions, with derivatives in the shape as well.
+
+A tail beyond a point is the density there times ∫₀^∞ exp(−fall(h)) dh. In the right coordinate (the logarithm for the
+gamma distribution, the hyperbolic arcsine for Student's) `fall` is a convex sum of terms of one sign, and one Gauss
+rule serves every shape and every point, from the centre to where the tail itself is far below the least float.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxloss.likelihood.special import (
+    exp_excess,
+    half_step_correction,
+    log_complement,
+    stirling_correction,
+    student_fall,
+)
+
+__all__ = ["gamma_log_peak", "gamma_tails", "student_log_peak", "student_tails"]
+
+Array = jax.Array
+
+
+def _settings(dtype: jnp.dtype) -> tuple[int, float]:
+    """How many nodes, and at which fall the integrand is nothing, in the type's precision."""
+    return (28, 18.0) if jnp.finfo(dtype).bits <= 32 else (64, 40.0)
+
+
+def _log_integral(fall: Callable[[Array], Array], reach: Array) -> Array:
+    """log ∫₀^reach exp(−fall(h)) dh, by a Gauss rule in the cube root of h: nodes crowd near 0, where fall may bend."""
+    nodes, weights = np.polynomial.legendre.leggauss(_settings(reach.dtype)[0])
+    nodes = 0.5 * (nodes + 1)
+    rule = jnp.asarray(nodes**3, reach.dtype), jnp.asarray(1.5 * nodes**2 * weights, reach.dtype)
+    reach = lax.stop_gradient(reach)
+    parts = jax.vmap(lambda place, weight: weight * jnp.exp(-fall(place * reach)))(*rule)
+    return jnp.log(reach) + jnp.log(jnp.sum(parts, axis=0))
+
+
+def gamma_log_peak(a: Array) -> Array:
+    """log(aᵃe⁻ᵃ/Γ(a)): the log density of the logarithm of a gamma variable of shape a, at its mean."""
+    return 0.5 * jnp.log(a) - 0.5 * math.log(2 * math.pi) - stirling_correction(a)
+
+
+def gamma_tails(a: Array, log_ratio: Array) -> tuple[Array, Array]:
+    """log P(Y ≤ y), log P(Y > y) for Y gamma of shape a, with log_ratio = log(y/mean)."""
+    _, enough = _settings(a.dtype)
+    upper = log_ratio >= 0
+    side = jnp.where(upper, 1, -1).astype(a.dtype)
+    near = jnp.clip(log_ratio, -1e3, 60)  # further out the integral, but not the density, is that of the bound
+    rate = side * jnp.expm1(near)
+
+    def fall(h: Array) -> Array:
+        return a * (rate * (side * jnp.expm1(side * h)) + exp_excess(side * h))
+
+    # Bounds of where fall is `enough`, each near for some shapes: from its slope and bend at 0, and from far out.
+    slope, bend = a * rate, a * jnp.exp(near)
+    above = 2 * enough / (slope + jnp.hypot(slope, jnp.sqrt(2 * enough * bend)))
+    far_above = jnp.log1p(jnp.square((a + jnp.sqrt(a * a + 4 * enough * bend)) / (2 * bend)))
+    below = jnp.minimum(enough / slope, (enough + jnp.sqrt(enough * (enough + 8 * a))) / (2 * a))
+    reach = jnp.where(upper, jnp.minimum(above, far_above), below)
+    tail = gamma_log_peak(a) - a * exp_excess(jnp.minimum(log_ratio, 1e3)) + _log_integral(fall, reach)
+    other = log_complement(tail)
+    return jnp.where(upper, other, tail), jnp.where(upper, tail, other)
+
+
+def student_log_peak(df: Array) -> Array:
+    """log of the density of Student's t at 0."""
+    return half_step_correction(0.5 * df) - 0.5 * math.log(2 * math.pi)
+
+
+def student_tails(df: Array, z: Array) -> tuple[Array, Array]:
+    """log P(T ≤ z), log P(T > z) for Student's t."""
+    _, enough = _settings(df.dtype)
+    upper = z >= 0
+    ratio = jnp.minimum(jnp.abs(z) / jnp.sqrt(df), 1e18)
+    rate = ratio / jnp.sqrt(1 + ratio * ratio)
+
+    def fall(h: Array) -> Array:
+        """df·log(cosh h + rate·sinh h)."""
+        u, near = -jnp.expm1(-h), jnp.minimum(h, 40)
+        return df * (jnp.log1p(0.5 * u * (u + rate * (2 - u)) * jnp.exp(near)) + (h - near))
+
+    reach = jnp.minimum(enough / (df * rate), (enough + jnp.sqrt(enough * (enough + 8 * df))) / (2 * df))
+    start = student_log_peak(df) + 0.5 * jnp.log(df) - df / (df + 1) * student_fall(df, z)
+    tail = start + _log_integral(fall, reach)
+    other = log_complement(tail)
+    return jnp.where(upper, other, tail), jnp.where(upper, tail, other)

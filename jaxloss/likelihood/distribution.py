@@ -210,18 +210,21 @@ def solve_quantile(dist: Distribution, level: Array) -> Array:
     """
     frozen = lax.stop_gradient(dist)
     info = jnp.finfo(level.dtype)
+    # Where the cdf steps, a level that is a cdf is to give its value back, whatever either was rounded to.
+    reached = level * (1 - 16 * info.eps) if dist.discrete else level
     integer = jnp.int64 if info.bits == 64 else jnp.int32
 
     def as_float(order: Array) -> Array:
         bits = jnp.where(order < 0, jnp.iinfo(integer).min - order, order)
-        return lax.bitcast_convert_type(bits, level.dtype)
+        number = lax.bitcast_convert_type(bits, level.dtype)
+        return jnp.where(jnp.abs(number) < info.tiny, 0, number)  # to XLA it is that already
 
     top = int(np.asarray(info.max).view(np.int64 if info.bits == 64 else np.int32))
 
     def halve(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = ends
         middle = (low & high) + ((low ^ high) >> 1)
-        enough = frozen._cdf(as_float(middle)) >= level
+        enough = frozen._cdf(as_float(middle)) >= reached
         return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
 
     ends = jnp.full_like(level, -top - 1, integer), jnp.full_like(level, top, integer)

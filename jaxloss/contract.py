@@ -175,7 +175,9 @@ def check_support(name: str, target: Any, where: Any, support: Domain) -> None:
         return
     numbers = np.asarray(target, np.float64)
     wrong = ~(support.holds(numbers) | np.isnan(numbers))
-    wrong = wrong if where is None else wrong & np.broadcast_to(where, wrong.shape)
+    if where is not None:
+        where = np.asarray(where)
+        wrong &= where.reshape(where.shape + (1,) * (wrong.ndim - where.ndim) if where.ndim else ())
     if wrong.any():
         raise ValueError(f"{name}: a target must be {support.words}, got {numbers[wrong][0]:g}")
 
@@ -201,7 +203,7 @@ def check_settings(
             raise TypeError(f"{name}: {setting} must be a number or an array, got {value!r}")
         allowed = domain.get(setting)
         if allowed is not None and not np.all(allowed.holds(numbers)):
-            raise ValueError(f"{name}: {setting} must be {allowed.words}, got {value!r}")
+            raise ValueError(f"{name}: {setting} must be {allowed.words}, got {' '.join(repr(value).split())}")
 
 
 def unbound(loss: Any) -> tuple[Any, dict[str, Any]]:

@@ -15,6 +15,10 @@ from jaxloss.lift import traits as traits
 from jaxloss.likelihood.continuous import Laplace as Laplace
 from jaxloss.likelihood.continuous import Normal as Normal
 from jaxloss.likelihood.continuous import StudentT as StudentT
+from jaxloss.likelihood.counts import NegativeBinomial as NegativeBinomial
+from jaxloss.likelihood.counts import Poisson as Poisson
+from jaxloss.likelihood.joint import Mixture as Mixture
+from jaxloss.likelihood.joint import MultivariateNormal as MultivariateNormal
 from jaxloss.likelihood.positive import Gamma as Gamma
 from jaxloss.likelihood.positive import LogNormal as LogNormal
 from jaxloss.likelihood.scores import crps as crps

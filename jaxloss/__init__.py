@@ -19,11 +19,15 @@ from jaxloss.likelihood.calibration import sharpness as sharpness
 from jaxloss.likelihood.continuous import Laplace as Laplace
 from jaxloss.likelihood.continuous import Normal as Normal
 from jaxloss.likelihood.continuous import StudentT as StudentT
+from jaxloss.likelihood.counts import NegativeBinomial as NegativeBinomial
+from jaxloss.likelihood.counts import Poisson as Poisson
 from jaxloss.likelihood.distribution import Distribution as Distribution
 from jaxloss.likelihood.ensemble import Ensemble as Ensemble
 from jaxloss.likelihood.interval import Interval as Interval
 from jaxloss.likelihood.interval import interval_score as interval_score
 from jaxloss.likelihood.interval import ordered as ordered
+from jaxloss.likelihood.joint import Mixture as Mixture
+from jaxloss.likelihood.joint import MultivariateNormal as MultivariateNormal
 from jaxloss.likelihood.positive import Gamma as Gamma
 from jaxloss.likelihood.positive import LogNormal as LogNormal
 from jaxloss.likelihood.scores import beta_nll as beta_nll

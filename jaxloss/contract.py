@@ -90,8 +90,14 @@ def computing_dtype(name: str, pred: Any) -> Any:
     return dtype if dtype.itemsize >= 4 else jnp.dtype("float32")
 
 
+def event_rank(event_ndim: int, pred: Any) -> int:
+    """How many of the target's last axes are one value: as the loss declares, or else as the distribution does."""
+    return event_ndim or getattr(pred, "event_ndim", 0)
+
+
 def loss_shape(name: str, pred: Any, target: Any, event_ndim: int) -> Shape:
     """The shape of the elementwise losses, after checking that pred and target have the same shape."""
+    event_ndim = event_rank(event_ndim, pred)
     target_dtype = dtype_of(name, "target", target)
     if jnp.issubdtype(target_dtype, jnp.complexfloating):
         raise TypeError(f"{name}: target has dtype {target_dtype}; targets are real: pass its .real and .imag apart")
@@ -200,7 +206,9 @@ def check_support(name: str, target: Any, where: Any, support: Domain) -> None:
         return
     numbers = np.asarray(target, np.float64)
     wrong = ~(support.holds(numbers) | np.isnan(numbers))
-    wrong = wrong if where is None else wrong & np.broadcast_to(where, wrong.shape)
+    if where is not None:
+        where = np.asarray(where)
+        wrong &= where.reshape(where.shape + (1,) * (wrong.ndim - where.ndim) if where.ndim else ())
     if wrong.any():
         raise ValueError(f"{name}: a target must be {support.words}, got {numbers[wrong][0]:g}")
 

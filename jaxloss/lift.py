@@ -21,6 +21,7 @@ from jaxloss.contract import (
     REAL,
     Domain,
     check_settings,
+    event_rank,
     loss_name,
     prepare,
     require_broadcastable,
@@ -108,7 +109,8 @@ def pointwise(
         automatic differentiation of `function` is inaccurate or slow. Forward, reverse and second order use them.
         Derivatives in target and settings stay automatic.
     event_ndim: 1 for a function of two vectors: then pred and target have one more axis than the losses, and
-        weights, masks, settings and reductions refer to the axes of the losses.
+        weights, masks, settings and reductions refer to the axes of the losses. A prediction that is a distribution
+        of vectors says so itself.
     domain: the values each setting may take; a host value outside raises `ValueError`.
     traits: what is known of the loss.
 
@@ -188,7 +190,7 @@ def _elementwise(function: Callable, event_ndim: int, domain: Mapping[str, Domai
 
     def losses(pred, target, settings, where=None):
         pred = jax.tree.map(lambda leaf: jnp.asarray(leaf).astype(target.dtype), pred)
-        shape = target.shape[: target.ndim - event_ndim]
+        shape = target.shape[: target.ndim - event_rank(event_ndim, pred)]
         if where is not None:
             pred, target = jax.tree.map(lambda leaf: hide(leaf, where, 1.0), (pred, target))
         axes: dict[str, list[int | None]] = {}

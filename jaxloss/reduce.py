@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxloss.contract import loss_name, require_function, shown, unbound
+from jaxloss.contract import event_rank, loss_name, require_function, shown, unbound
 
 __all__ = ["LossSum", "loss_sum", "observed"]
 
@@ -164,6 +164,6 @@ def loss_sum(
         return function.sums(pred, target, **shared, **bound, **settings)
     total = loss(pred, target, weights=weights, where=where, axis=axis, reduction="sum", **settings)
     shape = jnp.shape(target)
-    shape = shape[: len(shape) - getattr(function, "event_ndim", 0)]
+    shape = shape[: len(shape) - event_rank(getattr(function, "event_ndim", 0), pred)]
     axes = check_reduction(name, reduction, axis, len(shape))
     return LossSum(total, total_weight(shape, total.dtype, weights, where, axes, reduction))

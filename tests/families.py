@@ -129,6 +129,59 @@ def gamma_terms(y: Any, log_mean: Any, concentration: Any) -> list:
     return [a * log(a) - a - loggamma(a), -a * (ratio - 1 - log(ratio)), -log(y)]
 
 
+def counts(random: np.random.Generator, count: int) -> Arrays:
+    return {"log_rate": random.uniform(-1, 4, count)}
+
+
+def spread_counts(random: np.random.Generator, count: int) -> Arrays:
+    return {**counts(random, count), "concentration": np.exp(random.standard_normal(count))}
+
+
+def far_counts(random: np.random.Generator, count: int) -> tuple[Arrays, np.ndarray]:
+    """Rates of every size, and counts up to a million: any, or up to 40 sd away, or next to the rate."""
+    log_rate = np.where(random.uniform(size=count) < 0.5, random.uniform(-80, 80, count), random.uniform(-3, 14, count))
+    rate = np.exp(np.minimum(log_rate, 14))
+    near = np.maximum(rate + np.sqrt(rate) * random.uniform(-40, 40, count) * (random.uniform(size=count) < 0.7), 0)
+    target = np.where(random.uniform(size=count) < 0.6, near, spread(random, count, 0.5, 1e6))
+    return {"log_rate": log_rate}, np.minimum(np.round(target), 1e6)
+
+
+def far_spread_counts(random: np.random.Generator, count: int) -> tuple[Arrays, np.ndarray]:
+    parameters, target = far_counts(random, count)
+    return {**parameters, "concentration": spread(random, count, 1e-3, 1e6)}, target
+
+
+def negative_binomial(log_rate: Any, concentration: Any) -> Any:
+    share = concentration / (concentration + np.exp(log_rate))
+    return scipy_stats("nbinom")(n=concentration, p=share)
+
+
+def saddle_point(y: Any) -> list:
+    """log(yʸe⁻ʸ/y!) by Stirling's formula and its correction."""
+    return [-log(2 * pi * y) / 2, -correction(y)] if y else [mpf(0)]
+
+
+def correction(a: Any) -> Any:
+    return loggamma(a) - (a - mpf(1) / 2) * log(a) + a - log(2 * pi) / 2
+
+
+@mp.workdps(60)
+def poisson_terms(y: Any, log_rate: Any) -> list:
+    deviance = (y * (log(y) - log_rate) - y if y else 0) + exp(log_rate)
+    return [*saddle_point(y), -deviance]
+
+
+@mp.workdps(60)
+def negative_binomial_terms(y: Any, log_rate: Any, concentration: Any) -> list:
+    rate, total = exp(log_rate), y + concentration
+    of_concentration = -concentration * log(total / (concentration + rate))
+    if not y:
+        return [-of_concentration]
+    deviance = y * (log(y * (concentration + rate) / total) - log_rate) + of_concentration
+    peak = [-log(1 + y / concentration) / 2, correction(total), -correction(concentration)]
+    return [*saddle_point(y), *peak, -deviance]
+
+
 FAMILIES: tuple[FamilyRow, ...] = (
     FamilyRow(jaxloss.Normal, location_scale, scipy_stats("norm"), normal_terms, far_out),
     FamilyRow(jaxloss.Laplace, location_scale, scipy_stats("laplace"), laplace_terms, far_out),
@@ -136,6 +189,23 @@ FAMILIES: tuple[FamilyRow, ...] = (
     FamilyRow(jaxloss.LogNormal, relative_error, log_normal, log_normal_terms, log_normal_far_out),
     FamilyRow(
         jaxloss.Gamma, waiting_times, gamma, gamma_terms, gamma_far_out, location="log_mean", scale="concentration"
+    ),
+    FamilyRow(
+        jaxloss.Poisson,
+        counts,
+        lambda log_rate: scipy_stats("poisson")(mu=np.exp(log_rate)),
+        poisson_terms,
+        far_counts,
+        location="log_rate",
+        scale="",
+    ),
+    FamilyRow(
+        jaxloss.NegativeBinomial,
+        spread_counts,
+        negative_binomial,
+        negative_binomial_terms,
+        far_spread_counts,
+        crps=False,
     ),
 )
 

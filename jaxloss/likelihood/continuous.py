@@ -147,6 +147,7 @@ class Normal(LocationScale):
     def _raw_of(cls, mean: Array, variance: Array) -> tuple[Array, ...]:
         return mean, raw_of_positive(jnp.sqrt(variance), SCALE_FLOOR)
 
+
 @family
 class StudentT(LocationScale):
     """Student's t distribution with `df` > 0 degrees of freedom, about `loc` with `scale` > 0 in the target's units.

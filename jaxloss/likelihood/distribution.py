@@ -24,7 +24,8 @@ from jaxloss.contract import (
     check_support,
     computing_dtype,
     is_host_value,
-    prepare,
+    loss_shape,
+    to_dtype,
 )
 from jaxloss.likelihood.constant import best_constant
 
@@ -217,8 +218,9 @@ class Distribution:
     def _at(self, name: str, method: Callable, value: Any) -> Array:
         if jnp.ndim(value) == 0:
             value = np.full(self.shape, value) if is_host_value(value) else jnp.full(self.shape, value)
-        value, _, _ = prepare(f"{type(self).__name__}.{name}", self, value, None, None, self.event_ndim)
-        return method(self._computing(), jnp.asarray(value))
+        name = f"{type(self).__name__}.{name}"
+        loss_shape(name, self, value, self.event_ndim)  # a value outside the support has density 0: it is no error
+        return method(self._computing(), jnp.asarray(to_dtype(value, computing_dtype(name, self))))
 
     @classmethod
     def _check_raw(cls, raw: Any, size: int) -> None:
@@ -252,18 +254,21 @@ def solve_quantile(dist: Distribution, level: Array) -> Array:
     """
     frozen = lax.stop_gradient(dist)
     info = jnp.finfo(level.dtype)
+    # Where the cdf steps, a level that is a cdf is to give its value back, whatever either was rounded to.
+    reached = level * (1 - 16 * info.eps) if dist.discrete else level
     integer = jnp.int64 if info.bits == 64 else jnp.int32
 
     def as_float(order: Array) -> Array:
         bits = jnp.where(order < 0, jnp.iinfo(integer).min - order, order)
-        return lax.bitcast_convert_type(bits, level.dtype)
+        number = lax.bitcast_convert_type(bits, level.dtype)
+        return jnp.where(jnp.abs(number) < info.tiny, 0, number)  # to XLA it is that already
 
     top = int(np.asarray(info.max).view(np.int64 if info.bits == 64 else np.int32))
 
     def halve(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = ends
         middle = (low & high) + ((low ^ high) >> 1)
-        enough = frozen._cdf(as_float(middle)) >= level
+        enough = frozen._cdf(as_float(middle)) >= reached
         return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
 
     ends = jnp.full_like(level, -top - 1, integer), jnp.full_like(level, top, integer)

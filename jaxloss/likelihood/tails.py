@@ -23,7 +23,7 @@ from jaxloss.likelihood.special import (
     student_fall,
 )
 
-__all__ = ["gamma_log_peak", "gamma_tails", "student_log_peak", "student_tails"]
+__all__ = ["gamma_log_peak", "gamma_tails", "log_integral", "student_log_peak", "student_tails"]
 
 Array = jax.Array
 
@@ -33,7 +33,7 @@ def _settings(dtype: jnp.dtype) -> tuple[int, float]:
     return (28, 18.0) if jnp.finfo(dtype).bits <= 32 else (64, 40.0)
 
 
-def _log_integral(fall: Callable[[Array], Array], reach: Array) -> Array:
+def log_integral(fall: Callable[[Array], Array], reach: Array) -> Array:
     """log ∫₀^reach exp(−fall(h)) dh, by a Gauss rule in the cube root of h: nodes crowd near 0, where fall may bend."""
     nodes, weights = np.polynomial.legendre.leggauss(_settings(reach.dtype)[0])
     nodes = 0.5 * (nodes + 1)
@@ -65,7 +65,7 @@ def gamma_tails(a: Array, log_ratio: Array) -> tuple[Array, Array]:
     far_above = jnp.log1p(jnp.square((a + jnp.sqrt(a * a + 4 * enough * bend)) / (2 * bend)))
     below = jnp.minimum(enough / slope, (enough + jnp.sqrt(enough * (enough + 8 * a))) / (2 * a))
     reach = jnp.where(upper, jnp.minimum(above, far_above), below)
-    tail = gamma_log_peak(a) - a * exp_excess(jnp.minimum(log_ratio, 1e3)) + _log_integral(fall, reach)
+    tail = gamma_log_peak(a) - a * exp_excess(jnp.minimum(log_ratio, 1e3)) + log_integral(fall, reach)
     other = log_complement(tail)
     return jnp.where(upper, other, tail), jnp.where(upper, tail, other)
 
@@ -89,6 +89,6 @@ def student_tails(df: Array, z: Array) -> tuple[Array, Array]:
 
     reach = jnp.minimum(enough / (df * rate), (enough + jnp.sqrt(enough * (enough + 8 * df))) / (2 * df))
     start = student_log_peak(df) + 0.5 * jnp.log(df) - df / (df + 1) * student_fall(df, z)
-    tail = start + _log_integral(fall, reach)
+    tail = start + log_integral(fall, reach)
     other = log_complement(tail)
     return jnp.where(upper, other, tail), jnp.where(upper, tail, other)

@@ -209,6 +209,16 @@ FAMILIES: tuple[FamilyRow, ...] = (
     ),
 )
 
-each_family = pytest.mark.parametrize("row", FAMILIES, ids=[row.name for row in FAMILIES])
+LONG = ("StudentT", "Gamma", "Poisson", "NegativeBinomial")
+"""Families whose derivatives take long to compile: those tests of them are left to the slow suite."""
 
-__all__ = ["FAMILIES", "FamilyRow", "each_family", "mp", "mpf"]
+
+def each(slow: tuple[str, ...] = ()) -> Any:
+    """The test over the families; those named are slow."""
+    marked = [pytest.param(row, marks=pytest.mark.slow) if row.name in slow else row for row in FAMILIES]
+    return pytest.mark.parametrize("row", marked, ids=[row.name for row in FAMILIES])
+
+
+each_family, each_short_family = each(), each(slow=LONG)
+
+__all__ = ["FAMILIES", "FamilyRow", "each_family", "each_short_family", "mp", "mpf"]

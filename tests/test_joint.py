@@ -370,3 +370,24 @@ def test_a_bad_call_raises_one_line(case):
         call()
     assert type(caught.value) is kind
     assert "\n" not in str(caught.value)
+
+
+def test_initial_bias_of_vectors_is_their_mean_and_covariance():
+    random = np.random.default_rng(9)
+    target = random.multivariate_normal([1, -2, 300], [[2, 1, 0], [1, 3, 5], [0, 5, 80]], 500).astype(np.float32)
+    weights = random.uniform(0.5, 2, 500).astype(np.float32)
+    dist = jaxloss.MultivariateNormal.from_raw(jaxloss.MultivariateNormal.initial_bias(target, weights))
+    np.testing.assert_allclose(dist.loc, np.average(target, 0, weights), rtol=1e-4)
+    want = np.cov(target.T.astype(np.float64), aweights=weights, ddof=0)
+    np.testing.assert_allclose(dist.covariance, want, rtol=1e-3, atol=1e-2)
+
+
+def test_initial_bias_of_a_mixture_finds_both_modes():
+    random = np.random.default_rng(10)
+    target = np.concatenate([random.normal(-3, 0.5, 300), random.normal(8, 1, 100)]).astype(np.float32)
+    bias = jaxloss.Mixture.initial_bias(target)
+    dist = jaxloss.Mixture.from_raw(bias)
+    np.testing.assert_allclose(dist.components.loc, [-3, 8], atol=0.3)
+    np.testing.assert_allclose(jax.nn.softmax(dist.logits), [0.75, 0.25], atol=0.02)
+    one = jaxloss.Normal.from_raw(jaxloss.Normal.initial_bias(target))
+    assert jnp.mean(jax.vmap(dist.log_prob)(target)) > jnp.mean(jax.vmap(one.log_prob)(target)) + 0.5

@@ -8,21 +8,36 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
-__all__ = ["best_constant"]
+__all__ = ["best_constant", "moments", "quantiles"]
 
 Array = jax.Array
 
 STEPS = 30
+DAMPINGS = np.append(0, 4.0 ** np.arange(-6, 9))
+
+
+def moments(column: Array, weights: Array) -> tuple[Array, Array]:
+    """The weighted mean and variance of a column."""
+    mean = jnp.average(column, 0, weights)
+    return mean, jnp.average(jnp.square(column - mean[None]), 0, weights)
+
+
+def quantiles(column: Array, weights: Array, levels: Array) -> Array:
+    """The weighted quantiles of a column: the least entries that hold a share of at least `levels` up to them."""
+    order = jnp.argsort(column)
+    place = jnp.searchsorted(jnp.cumsum(weights[order]), levels * weights.sum())
+    return column[order][jnp.minimum(place, len(column) - 1)]
 
 
 @partial(jax.jit, static_argnums=0)
 def best_constant(make: Callable[[Array], Any], start: Array, target: Array, weights: Array) -> Array:
     """The raw numbers whose distribution make(raw) is the likeliest for targets (rows, …), from a start.
 
-    Newton's method, its steps turned downhill along directions of negative curvature and halved until they help, in
-    units in which the diagonal of the Hessian is 1: raw numbers may be of very different sizes.
+    Newton's method with the best of several dampings (Levenberg, 1944), in units in which the diagonal of the Hessian
+    is 1: raw numbers may be of very different sizes.
     """
 
     def objective(raw: Array) -> Array:
@@ -32,9 +47,12 @@ def best_constant(make: Callable[[Array], Any], start: Array, target: Array, wei
     def step(raw: Array, _: None) -> tuple[Array, None]:
         gradient, hessian = jax.grad(objective)(raw), jax.hessian(objective)(raw)
         unit = lax.rsqrt(jnp.maximum(jnp.abs(jnp.diagonal(hessian)), jnp.finfo(raw.dtype).tiny))
-        values, vectors = jnp.linalg.eigh(hessian * unit[:, None] * unit[None, :])
-        along = (vectors.T @ (unit * gradient)) / jnp.maximum(jnp.abs(values), 1e-4)
-        tried = raw[None, :] - (unit * (vectors @ along))[None, :] * jnp.append(2.0 ** -jnp.arange(16.0), 0)[:, None]
+        scaled = hessian * unit[:, None] * unit[None, :]
+
+        def damped(damping: Array) -> Array:
+            return raw - unit * jnp.linalg.solve(scaled + damping * jnp.eye(len(raw), dtype=raw.dtype), unit * gradient)
+
+        tried = jnp.concatenate([raw[None, :], jax.vmap(damped)(DAMPINGS.astype(raw.dtype))])
         found = jax.vmap(objective)(tried)
         return tried[jnp.argmin(jnp.where(jnp.isnan(found), jnp.inf, found))], None
 

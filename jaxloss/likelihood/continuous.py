@@ -12,6 +12,7 @@ from jax.scipy.special import log_ndtr, ndtr, ndtri
 
 from jaxloss import kink
 from jaxloss.contract import POSITIVE, REAL
+from jaxloss.likelihood.constant import quantiles
 from jaxloss.likelihood.distribution import Distribution, family, positive, raw_of_positive
 from jaxloss.likelihood.special import half_step_correction, log_complement, student_fall
 from jaxloss.likelihood.tails import student_log_peak, student_tails
@@ -93,6 +94,17 @@ class Laplace(LocationScale):
     def _from_raw(cls, *raw: Array) -> Self:
         loc, scale = raw
         return cls(loc, positive(scale, SCALE_FLOOR))
+
+    @classmethod
+    def _raw_of(cls, mean: Array, variance: Array) -> tuple[Array, ...]:
+        return mean, raw_of_positive(jnp.sqrt(0.5 * variance), SCALE_FLOOR)
+
+    @classmethod
+    def _start(cls, column: Array, weights: Array) -> Array:
+        """The likeliest itself: the median, and the mean distance from it."""
+        median = quantiles(column, weights, jnp.full((1,), 0.5, column.dtype))[0]
+        distance = jnp.average(jnp.abs(column - median), weights=weights)
+        return jnp.stack([median, raw_of_positive(distance, SCALE_FLOOR)])
 
 
 @family
@@ -209,3 +221,8 @@ class StudentT(LocationScale):
     def _from_raw(cls, *raw: Array) -> Self:
         df, loc, scale = raw
         return cls(positive(df, DF_FLOOR), loc, positive(scale, SCALE_FLOOR))
+
+    @classmethod
+    def _raw_of(cls, mean: Array, variance: Array) -> tuple[Array, ...]:
+        df = jnp.full_like(mean, 5.0)
+        return raw_of_positive(df, DF_FLOOR), mean, raw_of_positive(jnp.sqrt(0.6 * variance), SCALE_FLOOR)

@@ -18,7 +18,7 @@ from jax import lax
 from jax.scipy.special import i0e, i1e
 
 from jaxloss.contract import POSITIVE, REAL, Domain
-from jaxloss.likelihood.distribution import Distribution, bounded, family, positive
+from jaxloss.likelihood.distribution import Distribution, bounded, family, positive, raw_of_bounded, raw_of_positive
 from jaxloss.likelihood.special import exp_excess, log_complement, log_difference, stirling_correction
 from jaxloss.likelihood.tails import gamma_tails, log_integral
 from jaxloss.losses.special import with_partials
@@ -295,6 +295,10 @@ class Poisson(_Counts):
     def _from_raw(cls, *raw: Array) -> Poisson:
         return cls(bounded(raw[0], LOG_RATE_BOUND))
 
+    @classmethod
+    def _raw_of(cls, mean: Array, variance: Array) -> tuple[Array, ...]:
+        return (raw_of_bounded(jnp.log(mean), LOG_RATE_BOUND),)
+
 
 @family
 class NegativeBinomial(_Counts):
@@ -337,6 +341,11 @@ class NegativeBinomial(_Counts):
     @classmethod
     def _from_raw(cls, *raw: Array) -> NegativeBinomial:
         return cls(bounded(raw[0], LOG_RATE_BOUND), positive(raw[1], CONCENTRATION_FLOOR))
+
+    @classmethod
+    def _raw_of(cls, mean: Array, variance: Array) -> tuple[Array, ...]:
+        concentration = mean * mean / jnp.maximum(variance - mean, 0.01 * mean)
+        return raw_of_bounded(jnp.log(mean), LOG_RATE_BOUND), raw_of_positive(concentration, CONCENTRATION_FLOOR)
 
 
 def _poisson(key: Array, rate: Array) -> Array:

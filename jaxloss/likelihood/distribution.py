@@ -27,9 +27,9 @@ from jaxloss.contract import (
     loss_shape,
     to_dtype,
 )
-from jaxloss.likelihood.constant import best_constant
+from jaxloss.likelihood.constant import best_constant, moments
 
-__all__ = ["Distribution", "bounded", "family", "positive", "raw_of_positive"]
+__all__ = ["Distribution", "bounded", "family", "positive", "raw_of_bounded", "raw_of_positive"]
 
 Array = jax.Array
 Family = TypeVar("Family", bound=type)
@@ -142,7 +142,7 @@ class Distribution:
         Set the bias of a network's last layer to it (raveled, for several targets), and its kernel to about 0: training
         then starts from the best constant, in whatever units the targets are. weights: one to a row.
         """
-        return cls._initial_bias(target, weights, cls.from_raw, cls._raw_of)
+        return cls._initial_bias(target, weights, cls.support, cls.from_raw, cls._start)
 
     # What a family writes, on arrays of one type and shape.
 
@@ -183,12 +183,17 @@ class Distribution:
         """Raw numbers of about the distribution with these moments."""
         raise TypeError(f"{cls.__name__}.initial_bias: not offered")
 
+    @classmethod
+    def _start(cls, column: Array, weights: Array) -> Array:
+        """Raw numbers from which to look for the likeliest constant."""
+        return jnp.stack(cls._raw_of(*moments(column, weights)))
+
     # Help for the above.
 
     @classmethod
-    def _initial_bias(cls, target: Any, weights: Any, make: Callable, start: Callable) -> Array:
+    def _initial_bias(cls, target: Any, weights: Any, support: Domain, make: Callable, start: Callable) -> Array:
         name = f"{cls.__name__}.initial_bias"
-        check_support(name, target, None, cls.support)
+        check_support(name, target, None, support)
         target = jnp.asarray(target)
         target = target.astype(jnp.promote_types(target.dtype, jnp.float32))
         if target.ndim <= cls.event_ndim or target.shape[0] < 2:
@@ -198,11 +203,9 @@ class Distribution:
             raise ShapeError(f"{name}: weights has shape {weights.shape}; it must have one entry to each row of target")
 
         def of_column(column: Array) -> Array:
-            mean = jnp.average(column, 0, weights)
-            variance = jnp.average(jnp.square(column - mean[None]), 0, weights)
-            return best_constant(make, jnp.stack(start(mean, variance), -1), column, weights.astype(column.dtype))
+            return best_constant(make, start(column, each), column, each)
 
-        mapped = of_column
+        each, mapped = weights.astype(target.dtype), of_column
         for _ in range(1, target.ndim - cls.event_ndim):
             mapped = jax.vmap(mapped, 1)
         return mapped(target)
@@ -245,6 +248,11 @@ def raw_of_positive(value: Array, floor: float) -> Array:
 def bounded(raw: Array, bound: float) -> Array:
     """bound·tanh(raw/bound): ≈ raw well inside ±bound, so that its exponential stays finite."""
     return bound * jnp.tanh(raw / bound)
+
+
+def raw_of_bounded(value: Array, bound: float) -> Array:
+    """The inverse of `bounded`; of a value past the bound, of one just inside."""
+    return bound * jnp.arctanh(jnp.clip(value / bound, -0.99, 0.99))
 
 
 def solve_quantile(dist: Distribution, level: Array) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import jax
@@ -12,8 +13,9 @@ from jax import lax
 from jax.scipy.special import ndtr
 
 from jaxloss.contract import REAL, Domain, ShapeError, check_settings
+from jaxloss.likelihood.constant import moments, quantiles
 from jaxloss.likelihood.continuous import SCALE_FLOOR, Normal
-from jaxloss.likelihood.distribution import Distribution, family, positive
+from jaxloss.likelihood.distribution import Distribution, family, positive, raw_of_positive
 
 __all__ = ["Mixture", "MultivariateNormal"]
 
@@ -147,6 +149,26 @@ class Mixture(Distribution):
         raw = raw.reshape(*raw.shape[:-1], raw.shape[-1] // each, each)
         return cls(raw[..., 0], family.from_raw(raw[..., 1:]))
 
+    @classmethod
+    def initial_bias(
+        cls, target: Any, weights: Any = None, family: type[Distribution] = Normal, components: int = 2
+    ) -> Array:
+        """As that of a family, from components placed at quantiles of the targets: a maximum nearby, not the highest.
+
+        >>> target = np.concatenate([np.linspace(-4, -2, 50), np.linspace(7, 9, 50)])
+        >>> Mixture.from_raw(Mixture.initial_bias(target)).components.loc.round(1).tolist()
+        [-3.0, 8.0]
+        """
+
+        def start(column: Array, each: Array) -> Array:
+            middle = quantiles(column, each, (jnp.arange(components) + 0.5).astype(column.dtype) / components)
+            _, variance = moments(column, each)
+            own = family._raw_of(middle, jnp.broadcast_to(variance / components**2, middle.shape))
+            return jnp.stack([jnp.zeros_like(middle), *own], -1).ravel()
+
+        make = partial(cls.from_raw, family=family)
+        return cls._initial_bias(target, weights, family.support, make, start)
+
 
 def _expected_distance(loc: Array, scale: Array) -> Array:
     """E|Y| for a normal Y."""
@@ -237,3 +259,13 @@ class MultivariateNormal(Distribution):
         factor = jnp.zeros((*raw.shape[:-1], d, d), raw.dtype)
         factor = factor.at[..., np.arange(d), np.arange(d)].set(positive(diagonal, SCALE_FLOOR))
         return cls(loc, factor.at[..., rows, columns].set(below))
+
+    @classmethod
+    def _start(cls, column: Array, weights: Array) -> Array:
+        """The likeliest itself: the mean, and the factor of the covariance."""
+        mean, variance = moments(column, weights)
+        deviation = (column - mean[None, :]) * jnp.sqrt(weights / weights.sum())[:, None]
+        covariance = jnp.matmul(deviation.T, deviation, precision="highest")
+        factor = jnp.linalg.cholesky(covariance + 1e-6 * jnp.diag(variance))
+        below = factor[np.tril_indices(len(mean), -1)]
+        return jnp.concatenate([mean, raw_of_positive(jnp.diagonal(factor), SCALE_FLOOR), below])

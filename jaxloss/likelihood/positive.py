@@ -15,7 +15,7 @@ from jax.scipy.special import erf, log_ndtr, ndtr, ndtri
 
 from jaxloss.contract import POSITIVE, REAL, is_host_value
 from jaxloss.likelihood.continuous import SCALE_FLOOR
-from jaxloss.likelihood.distribution import Distribution, bounded, family, positive
+from jaxloss.likelihood.distribution import Distribution, bounded, family, positive, raw_of_bounded, raw_of_positive
 from jaxloss.likelihood.special import exp_excess, half_step_correction, log_difference
 from jaxloss.likelihood.tails import gamma_log_peak, gamma_tails
 from jaxloss.losses.special import with_partials
@@ -153,6 +153,12 @@ class LogNormal(Positive):
         loc, scale = raw
         return cls(bounded(loc, LOG_BOUND), positive(scale, SCALE_FLOOR))
 
+    @classmethod
+    def _raw_of(cls, mean: Array, variance: Array) -> tuple[Array, ...]:
+        square = jnp.log1p(variance / mean / mean)
+        loc = jnp.log(mean) - 0.5 * square
+        return raw_of_bounded(loc, LOG_BOUND), raw_of_positive(jnp.sqrt(square), SCALE_FLOOR)
+
 
 @family
 class Gamma(Positive):
@@ -217,3 +223,8 @@ class Gamma(Positive):
     def _from_raw(cls, *raw: Array) -> Self:
         log_mean, concentration = raw
         return cls(bounded(log_mean, LOG_BOUND), positive(concentration, CONCENTRATION_FLOOR))
+
+    @classmethod
+    def _raw_of(cls, mean: Array, variance: Array) -> tuple[Array, ...]:
+        concentration = mean / variance * mean
+        return raw_of_bounded(jnp.log(mean), LOG_BOUND), raw_of_positive(concentration, CONCENTRATION_FLOOR)

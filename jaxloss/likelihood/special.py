@@ -82,6 +82,7 @@ def _slope(a: Array) -> Array:
 def _stirling_correction(a: Array) -> Array:
     """log Γ(a) − [(a − ½)·log a − a + ½·log 2π], for a > 0: about 1/(12a), and −½·log(2πa) near 0.
 
+    >>> from jaxloss.likelihood.special import stirling_correction
     >>> round(float(stirling_correction(jnp.ones(()))), 6)
     0.081061
     """

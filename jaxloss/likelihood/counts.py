@@ -167,11 +167,19 @@ log_odds = with_partials(
     lambda *at: -jnp.expm1(-log_odds(*at)),
     lambda *at: jnp.expm1(-log_odds(*at)) / at[1],
 )
+
+
+def _scaled(log_rate: Array, concentration: Array, odds: Array) -> Array:
+    """concentration·odds, for odds that are rate/concentration where that is so small that it underflows."""
+    return jnp.where(jnp.abs(odds) > 1e-30, concentration * odds, jnp.exp(log_rate))
+
+
 spread_deviance_of_none = with_partials(
-    lambda log_rate, concentration: concentration * log_odds(log_rate, concentration),
-    lambda *at: -at[1] * jnp.expm1(-log_odds(*at)),
-    lambda *at: exp_excess(-log_odds(*at)),
+    lambda log_rate, concentration: _scaled(log_rate, concentration, log_odds(log_rate, concentration)),
+    lambda log_rate, concentration: _scaled(log_rate, concentration, -jnp.expm1(-log_odds(log_rate, concentration))),
+    lambda log_rate, concentration: exp_excess(-log_odds(log_rate, concentration)),
 )
+spread_deviance_of_none.__doc__ = """concentration·log(1 + rate/concentration): the half deviance of a count of 0."""
 
 
 def negative_binomial_tails(count: Array, log_rate: Array, concentration: Array) -> tuple[Array, Array]:

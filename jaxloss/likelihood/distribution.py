@@ -8,6 +8,7 @@ class attribute `trailing` names the fields that have more axes, as a mixture's 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Self, TypeVar, dataclass_transform
 
@@ -223,7 +224,7 @@ class Distribution:
             value = np.full(self.shape, value) if is_host_value(value) else jnp.full(self.shape, value)
         name = f"{type(self).__name__}.{name}"
         loss_shape(name, self, value, self.event_ndim)  # a value outside the support has density 0: it is no error
-        return method(self._computing(), jnp.asarray(to_dtype(value, computing_dtype(name, self))))
+        return _compiled(method, self._computing(), jnp.asarray(to_dtype(value, computing_dtype(name, self))))
 
     @classmethod
     def _check_raw(cls, raw: Any, size: int) -> None:
@@ -232,6 +233,12 @@ class Distribution:
                 f"{cls.__name__}.from_raw: raw has shape {jnp.shape(raw)}; its last axis must be {size}, "
                 f"one entry to a parameter: give the network {size} outputs per target"
             )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _compiled(method: Callable, dist: Distribution, value: Array) -> Array:
+    """As one program: operation by operation, the first call of a method with long series takes seconds."""
+    return method(dist, value)
 
 
 def positive(raw: Array, floor: float) -> Array:

@@ -210,7 +210,7 @@ class StudentT(LocationScale):
     def _crps(self, target: Array) -> Array:
         df = jnp.where(self.df > 1, self.df, 2)
         z = self._standard(target)
-        inside = jnp.exp(student_log_peak(df) - student_fall(df, z)) * (df + z * z)
+        inside = df * jnp.exp(student_log_peak(df) - (df - 1) / (df + 1) * student_fall(df, z))  # (df + z²)·density
         spread = jnp.exp(2 * half_step_correction(0.5 * df) - half_step_correction(df - 0.5))
         spread = spread * df * jnp.sqrt(df / (math.pi * (df - 0.5)))
         lower = jnp.exp(student_tails(df, z)[0])

@@ -160,6 +160,45 @@ class LogNormal(Positive):
         return raw_of_bounded(loc, LOG_BOUND), raw_of_positive(jnp.sqrt(square), SCALE_FLOOR)
 
 
+def _log_ratio(target: Array, log_mean: Array) -> Array:
+    return jnp.minimum(log_difference(target, log_mean), 1e3)  # there the density is 0 in any float
+
+
+def _log_gamma_density(log_ratio: Array, a: Array) -> Array:
+    """The log density of the logarithm: half the unit deviance is what it loses from its peak."""
+    return gamma_log_peak(a) - a * exp_excess(log_ratio)
+
+
+def _gamma_parts(target: Array, log_mean: Array, a: Array) -> tuple[Array, Array, Array, Array]:
+    """With F the cdf at the target: the mean, 2F − 1, 2·mean·target·density/a, half the expected gap of two draws."""
+    mean, log_ratio = jnp.exp(log_mean), _log_ratio(_inside(target), log_mean)
+    side = jnp.where(target <= 0, -1, 2 * jnp.exp(gamma_tails(a, log_ratio)[0]) - 1)
+    above = jnp.where(target <= 0, 0, mean * (2 / a) * jnp.exp(_log_gamma_density(log_ratio, a)))
+    return mean, side, above, mean * jnp.exp(half_step_correction(a)) / jnp.sqrt(math.pi * a)
+
+
+def _gamma_crps(target: Array, log_mean: Array, a: Array) -> Array:
+    mean, side, above, spread = _gamma_parts(target, log_mean, a)
+    gap = jnp.where(target <= 0, target - mean, mean * jnp.expm1(_log_ratio(_inside(target), log_mean)))
+    return gap * side + above - spread
+
+
+def _gamma_crps_by_target(target: Array, log_mean: Array, a: Array) -> Array:
+    return _gamma_parts(target, log_mean, a)[1]
+
+
+def _gamma_crps_by_log_mean(target: Array, log_mean: Array, a: Array) -> Array:
+    mean, side, above, spread = _gamma_parts(target, log_mean, a)
+    return above - mean * side - spread
+
+
+def _gamma_crps_by_concentration(target: Array, log_mean: Array, a: Array) -> Array:
+    return jax.jvp(lambda a: _gamma_crps(target, log_mean, a), (a,), (jnp.ones_like(a),))[1]
+
+
+_gamma_score = with_partials(_gamma_crps, _gamma_crps_by_target, _gamma_crps_by_log_mean, _gamma_crps_by_concentration)
+
+
 @family
 class Gamma(Positive):
     """Gamma distribution of mean exp(`log_mean`), in the target's units, and shape `concentration` > 0, without unit.
@@ -179,27 +218,20 @@ class Gamma(Positive):
     domain: ClassVar = {"log_mean": REAL, "concentration": POSITIVE}
     raw_size = 2
 
-    def _log_ratio(self, target: Array) -> Array:
-        return jnp.minimum(log_difference(target, self.log_mean), 1e3)  # there the density is 0 in any float
-
     def _mean(self) -> Array:
         return jnp.exp(self.log_mean)
 
     def _variance(self) -> Array:
         return jnp.exp(2 * self.log_mean) / self.concentration
 
-    def _log_density_of_log(self, target: Array) -> Array:
-        """The log density of log Y; half the unit deviance is its fall from the mean."""
-        return gamma_log_peak(self.concentration) - self.concentration * exp_excess(self._log_ratio(target))
-
     def _log_density(self, target: Array) -> Array:
-        return self._log_density_of_log(target) - jnp.log(target)
+        return _log_gamma_density(_log_ratio(target, self.log_mean), self.concentration) - jnp.log(target)
 
     def _cdf(self, target: Array) -> Array:
         return jnp.exp(self._log_tails(target)[0])
 
     def _tails(self, target: Array) -> tuple[Array, Array]:
-        return gamma_tails(self.concentration, self._log_ratio(target))
+        return gamma_tails(self.concentration, _log_ratio(target, self.log_mean))
 
     def _sample(self, key: Array) -> Array:
         # By its logarithm, for gamma variables of small shapes are below the least float.
@@ -208,12 +240,7 @@ class Gamma(Positive):
         return jnp.exp(self.log_mean + (log_gamma - jnp.log(shape)))
 
     def _crps(self, target: Array) -> Array:
-        mean, a = jnp.exp(self.log_mean), self.concentration
-        inside = _inside(target)
-        lower = jnp.exp(self._tails(inside)[0])
-        gap = jnp.expm1(self._log_ratio(inside)) * (2 * lower - 1) + 2 / a * jnp.exp(self._log_density_of_log(inside))
-        spread = mean * jnp.exp(half_step_correction(a)) / jnp.sqrt(math.pi * a)
-        return jnp.where(target <= 0, mean - target, mean * gap) - spread
+        return _gamma_score(target, self.log_mean, self.concentration)
 
     def _affine(self, shift: Any, scale: Any) -> Self:
         self._without_shift(shift)

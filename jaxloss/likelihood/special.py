@@ -101,8 +101,10 @@ def _half_step_correction(a: Array) -> Array:
     steps, terms = _sizes(a)
     small, low, high = _split(a)
     total = _series(high + steps, 1, [(2.0 ** (1 - n) - 2) * number / (n * (n - 1)) for n, number in _numbered(terms)])
+    lost = jnp.zeros_like(a)  # 1 − Π(1 − s²)
     for step in range(steps):
-        total = total + 0.5 * jnp.log1p(-jnp.square(1 / (2 * (high + step) + 1)))
+        lost = lost + (1 - lost) * jnp.square(1 / (2 * (high + step) + 1))
+    total = total + 0.5 * jnp.log1p(-lost)
     first = 0.5 * jnp.log(low * (low + 1) / jnp.square(low + 0.5))
     return total + jnp.where(small, first, 0)
 
@@ -154,33 +156,45 @@ def _log_complement(x: Array) -> Array:
     return jnp.where(x > -0.5, jnp.log(-jnp.expm1(x)), jnp.log1p(-jnp.exp(x)))
 
 
-def _log1p_excess_value(u: Array) -> Array:
-    """log(1 + u) − u/(1 + u), u ≥ 0."""
-    s = jnp.where(u < 1, u, 1) / (2 + u)
-    near = s * s * (2 / (1 + s) + 2 * s * atanh_tail(s * s))
-    return jnp.where(u < 1, near, jnp.log1p(u) - u / (1 + u))
+def _saturating(w: Array) -> Array:
+    """w/(1 + w²), half the slope of log(1 + w²); its square does not overflow."""
+    near = jnp.abs(w) < 1e9
+    small, large = jnp.where(near, w, 0), jnp.where(near, 1, w)
+    return jnp.where(near, small / (1 + small * small), 1 / large)
 
 
-_log1p_excess = with_partials(_log1p_excess_value, lambda u: u / jnp.square(1 + u))
+def _log1p_square_value(w: Array) -> Array:
+    near = jnp.abs(w) < 1e9
+    return jnp.where(near, jnp.log1p(jnp.square(jnp.where(near, w, 0))), 2 * jnp.log(jnp.abs(w)))
 
 
-def _student_ratio(df: Array, z: Array) -> Array:
-    return jnp.clip(z / jnp.sqrt(df), -1e18, 1e18)  # or its square might overflow
+_log1p_square = with_partials(_log1p_square_value, lambda w: 2 * _saturating(w))
+
+
+def _log1p_square_excess_value(w: Array) -> Array:
+    """log(1 + w²) − w²/(1 + w²)."""
+    near = jnp.abs(w) < 1
+    square = jnp.square(jnp.where(near, w, 0))
+    s = square / (2 + square)
+    small = s * s * (2 / (1 + s) + 2 * s * atanh_tail(s * s))
+    return jnp.where(near, small, _log1p_square(w) - w * _saturating(w))
+
+
+_log1p_square_excess = with_partials(_log1p_square_excess_value, lambda w: 2 * w * jnp.square(_saturating(w)))
 
 
 def _student_fall(df: Array, z: Array) -> Array:
     """½(df + 1)·log(1 + z²/df): what the log density of Student's t loses from its peak to z."""
-    return 0.5 * (df + 1) * jnp.log1p(jnp.square(_student_ratio(df, z)))
+    return 0.5 * (df + 1) * _log1p_square(z / jnp.sqrt(df))
 
 
 def _student_fall_by_df(df: Array, z: Array) -> Array:
-    square = jnp.square(_student_ratio(df, z))
-    return 0.5 * (_log1p_excess(square) - square / (1 + square) / df)
+    w = z / jnp.sqrt(df)
+    return 0.5 * (_log1p_square_excess(w) - w * _saturating(w) / df)
 
 
 def _student_fall_by_z(df: Array, z: Array) -> Array:
-    ratio = _student_ratio(df, z)
-    return (df + 1) / jnp.sqrt(df) * (ratio / (1 + ratio * ratio))
+    return (df + 1) / jnp.sqrt(df) * _saturating(z / jnp.sqrt(df))
 
 
 stirling_correction = with_partials(_stirling_correction, with_partials(_slope, _curvature))

@@ -39,8 +39,13 @@ def log_integral(fall: Callable[[Array], Array], reach: Array) -> Array:
     nodes = 0.5 * (nodes + 1)
     rule = jnp.asarray(nodes**3, reach.dtype), jnp.asarray(1.5 * nodes**2 * weights, reach.dtype)
     reach = lax.stop_gradient(reach)
-    parts = jax.vmap(lambda place, weight: weight * jnp.exp(-fall(place * reach)))(*rule)
-    return jnp.log(reach) + jnp.log(jnp.sum(parts, axis=0))
+
+    def add(total: Array, node: tuple[Array, Array]) -> tuple[Array, None]:
+        place, weight = node
+        return total + weight * jnp.exp(-fall(place * reach)), None
+
+    total, _ = lax.scan(add, jnp.zeros_like(reach), rule)
+    return jnp.log(reach) + jnp.log(total)
 
 
 def gamma_log_peak(a: Array) -> Array:
@@ -48,6 +53,7 @@ def gamma_log_peak(a: Array) -> Array:
     return 0.5 * jnp.log(a) - 0.5 * math.log(2 * math.pi) - stirling_correction(a)
 
 
+@jax.jit
 def gamma_tails(a: Array, log_ratio: Array) -> tuple[Array, Array]:
     """log P(Y ≤ y), log P(Y > y) for Y gamma of shape a, with log_ratio = log(y/mean)."""
     _, enough = _settings(a.dtype)
@@ -75,11 +81,12 @@ def student_log_peak(df: Array) -> Array:
     return half_step_correction(0.5 * df) - 0.5 * math.log(2 * math.pi)
 
 
+@jax.jit
 def student_tails(df: Array, z: Array) -> tuple[Array, Array]:
     """log P(T ≤ z), log P(T > z) for Student's t."""
     _, enough = _settings(df.dtype)
     upper = z >= 0
-    ratio = jnp.minimum(jnp.abs(z) / jnp.sqrt(df), 1e18)
+    ratio = jnp.minimum(jnp.abs(z) / jnp.sqrt(df), 1e9)  # beyond, the rate is 1
     rate = ratio / jnp.sqrt(1 + ratio * ratio)
 
     def fall(h: Array) -> Array:

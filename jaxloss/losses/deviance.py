@@ -18,7 +18,7 @@ import numpy as np
 
 from jaxloss.contract import NONNEGATIVE, POSITIVE, Domain
 from jaxloss.lift import Traits, pointwise
-from jaxloss.losses.special import atanh_tail, exp_difference, exp_sum, exprel, log_pair, scaled
+from jaxloss.losses.special import atanh_tail, exp_difference, exp_sum, exprel, log_pair, split, times
 
 __all__ = ["gamma_deviance", "poisson_deviance", "tweedie_deviance"]
 
@@ -126,7 +126,7 @@ def _mean_of(pred: Array, power: Array | float) -> Array:
 
 def _power(log_base: tuple[Array, Array], exponent: Array) -> Array:
     """base**exponent, held where it is finite."""
-    power = exp_sum(*scaled(exponent, log_base))
+    power = exp_sum(*times(split(exponent), log_base))
     return jnp.minimum(power, jnp.finfo(power.dtype).max)
 
 

@@ -24,9 +24,9 @@ from jaxloss.losses.special import (
     exprel,
     exprel_near,
     inverse,
+    inverse_root,
     log_pair,
     product,
-    root,
     split,
     sum_of,
     times,
@@ -61,10 +61,16 @@ def _divisor(alpha: Array) -> Array:
     return jnp.maximum(2 - alpha, jnp.finfo(alpha.dtype).eps)
 
 
+def _unit(scale: Array) -> Pair:
+    return inverse(split(scale))
+
+
 def _log(residual: Array, alpha: Array, scale: Array) -> tuple[Pair, Array]:
     """u, and z/(1 + z)."""
     info = jnp.finfo(residual.dtype)
-    factor = inverse(product(split(scale), root(_divisor(alpha), _beta(alpha)[1])))  # r times this is the root of z
+    factor = product(
+        _unit(scale), inverse_root(split(_divisor(alpha), _beta(alpha)[1]))
+    )  # r times this is the root of z
     # Far out z would overflow: r is taken 2^−octaves times, and the 1 of 1 + z can be left out.
     octaves = info.maxexp * 3 // 5
     far = jnp.abs(residual * factor[0]) > 2.0 ** (info.maxexp // 3)
@@ -88,7 +94,7 @@ def _root_power(alpha: Array, u: Pair) -> Array:
 def _slope(residual: Array, alpha: Array, scale: Array) -> Array:
     inside, alpha = _finite(residual, alpha)
     weight = _root_weight(alpha, _log(inside, alpha, scale)[0])
-    unit = 1 / scale
+    unit = sum(_unit(scale))
     slope = ((inside * weight) * unit) * (weight * unit)
     end = jnp.where(alpha > 1, jnp.inf, jnp.where(alpha == 1, unit, 0))
     return jnp.where(jnp.abs(residual) == jnp.inf, jnp.copysign(end, residual), slope)
@@ -97,7 +103,7 @@ def _slope(residual: Array, alpha: Array, scale: Array) -> Array:
 def _curvature(residual: Array, alpha: Array, scale: Array) -> Array:
     inside, alpha = _finite(residual, alpha)
     u, share = _log(inside, alpha, scale)
-    weight = _root_weight(alpha, u) * (1 / scale)
+    weight = _root_weight(alpha, u) * sum(_unit(scale))
     curvature = weight * (weight * (1 - (2 - alpha) * share))
     return jnp.where((jnp.abs(residual) == jnp.inf) & (alpha < 2), 0, curvature)
 
@@ -105,7 +111,7 @@ def _curvature(residual: Array, alpha: Array, scale: Array) -> Array:
 def _scale_slope(residual: Array, alpha: Array, scale: Array) -> Array:
     residual, alpha = _finite(residual, alpha)
     weight = _root_weight(alpha, _log(residual, alpha, scale)[0])
-    unit = 1 / scale
+    unit = sum(_unit(scale))
     ratio = (residual * weight) * unit
     return -ratio * (ratio * unit)
 
@@ -144,15 +150,15 @@ def _alpha_slope(residual: Array, alpha: Array, scale: Array) -> Array:
 
 def _value(residual: Array, alpha: Array, scale: Array) -> Array:
     inside, alpha = _finite(residual, alpha)
-    u, beta = _log(inside, alpha, scale)[0], _divisor(alpha)
-    y = 0.5 * alpha * (u[0] + u[1])
-    ratio = inside * (1 / scale)
-    tiny = u[0] < jnp.finfo(residual.dtype).eps ** 2  # there z may underflow
-    straight = jnp.where(tiny, (0.5 * ratio) * ratio, 0.5 * beta * (u[0] + u[1]))
-    factor, power = beta / jnp.where(alpha == 0, 1, alpha), _root_power(alpha, u)
-    raised = (factor * power) * power - factor
-    value = jnp.where(jnp.abs(y) < 1, straight * exprel_near(jnp.clip(y, -1, 1)), raised)
-    return jnp.where(jnp.abs(residual) == jnp.inf, jnp.where(alpha < 0, -factor, jnp.inf), value)
+    pair, half_beta, infinite = _log(inside, alpha, scale)[0], 0.5 * _divisor(alpha), jnp.abs(residual) == jnp.inf
+    u = pair[0] + pair[1]
+    y, ratio = 0.5 * alpha * u, inside * sum(_unit(scale))
+    # Where u is tiny, z may have underflowed.
+    straight = jnp.where(u < jnp.finfo(u.dtype).eps ** 2, (0.5 * ratio) * ratio, half_beta * u)
+    power, end = _root_power(alpha, pair), jnp.where(alpha < 0, -half_beta, jnp.inf)
+    raised = jnp.where(infinite, end, (half_beta * power) * power - half_beta)
+    near = straight * exprel_near(jnp.clip(y, -1, 1))
+    return jnp.where((jnp.abs(y) < 1) & ~infinite, near, raised / jnp.where(alpha == 0, 1, 0.5 * alpha))
 
 
 _loss = with_partials(_value, _slope, _alpha_slope, _scale_slope)

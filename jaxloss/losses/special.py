@@ -26,10 +26,10 @@ __all__ = [
     "exprel",
     "exprel_near",
     "inverse",
+    "inverse_root",
     "log_pair",
     "product",
     "quotient",
-    "root",
     "split",
     "sum_of",
     "times",
@@ -131,17 +131,18 @@ def product(one: Pair, other: Pair) -> Pair:
 
 
 def inverse(pair: Pair) -> Pair:
-    """One over the pair, as a pair."""
-    nearly = 1 / (pair[0] + pair[1])
-    high = _high(nearly)
-    return high, ((1 - high * pair[0]) - high * pair[1]) * nearly
+    """1/pair as a pair."""
+    high = _high(1 / (pair[0] + pair[1]))
+    error = (1 - high * pair[0]) - high * pair[1]
+    return high, high * (error + error * error)
 
 
-def root(x: Array, low: Array) -> Pair:
-    """The square root of x + low as a pair."""
-    nearly = jnp.sqrt(x)
-    high = _high(nearly)
-    return high, ((x - high * high) + low) / (nearly + high)
+def inverse_root(pair: Pair) -> Pair:
+    """1/√pair as a pair."""
+    high = _high(lax.rsqrt(pair[0] + pair[1]))
+    square, rest = times(split(high * high), pair)
+    error = (1 - square) - rest
+    return high, high * (0.5 * error + 0.375 * error * error)
 
 
 def sum_of(one: Array, other: Array) -> Pair:

@@ -11,6 +11,7 @@ s = (target − pred)/(target + pred), by log(target/pred) = 2·artanh(s).
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,17 @@ import numpy as np
 
 from jaxloss.contract import NONNEGATIVE, POSITIVE, Domain
 from jaxloss.lift import Traits, pointwise
-from jaxloss.losses.special import atanh_tail, exp_difference, exp_sum, exprel, log_pair, split, times
+from jaxloss.losses.special import (
+    Pair,
+    atanh_tail,
+    exp_difference,
+    exp_sum,
+    exprel_near,
+    log_pair,
+    split,
+    sum_of,
+    times,
+)
 
 __all__ = ["gamma_deviance", "poisson_deviance", "tweedie_deviance"]
 
@@ -38,7 +49,7 @@ def _finite(x: Array) -> Array:
 def _half_log_ratio(pred: Array, target: Array) -> tuple[Array, Array]:
     """Whether target is within a factor 2 of pred, and then s, else 0."""
     excess = jnp.minimum((target - pred) / pred, 1e30)
-    s = excess / (2 + excess)
+    s = excess * (1 / (2 + excess))
     near = jnp.abs(s) < 1 / 3
     return near, jnp.where(near, s, 0)
 
@@ -130,6 +141,13 @@ def _power(log_base: tuple[Array, Array], exponent: Array) -> Array:
     return jnp.minimum(power, jnp.finfo(power.dtype).max)
 
 
+def _product(one: Pair, other: Pair) -> Array:
+    """exp of the sum of both, held where it is finite."""
+    main, lost = sum_of(one[0], other[0])
+    power = exp_sum(main, lost + one[1] + other[1])
+    return jnp.minimum(power, jnp.finfo(power.dtype).max)
+
+
 def _log(x: Array) -> tuple[Array, Array]:
     return log_pair(x, 0 * x, 0 * x)
 
@@ -145,6 +163,22 @@ def _tweedie_curvature(pred: Array, target: Array, *, power: Array) -> Array:
     unit = jnp.where(mean > 1, 2.0**-12, jnp.ones_like(mean))  # or the balance might overflow
     balance = (1 - power) * (unit * mean) + power * (unit * target)
     return jnp.where(power == 0, 2, (2 * balance * root) * (root / unit))
+
+
+def _range(dtype: Any) -> tuple[float, float]:
+    info = jnp.finfo(dtype)
+    return float(info.tiny), float(info.max)
+
+
+def _log_ratio(pred: Array, target: Array, log_pred: Pair, log_target: Pair) -> Array:
+    near, s = _half_log_ratio(pred, target)
+    far = (log_target[0] - log_pred[0]) + (log_target[1] - log_pred[1])
+    return jnp.where(near, 2 * s * (1 + s * s * atanh_tail(s * s)), far)
+
+
+def _growth(exponent: Array, ratio: Array) -> Array:
+    """(e^exponent − 1)·ratio/exponent for exponents up to 1."""
+    return ratio * exprel_near(jnp.clip(exponent, -1, 1))
 
 
 @pointwise(
@@ -165,46 +199,32 @@ def tweedie_deviance(pred: Array, target: Array, *, power: Array | float) -> Arr
     >>> round(float(tweedie_deviance(jnp.array([4.0]), jnp.array([1.0]), power=1.5)), 6)
     2.0
     """
-    mean = _mean_of(pred, power)
-    positive = (target > 0) & (power != 0)
-    amount = jnp.where(positive, _finite(target), 1)
+    mean, positive = _mean_of(pred, power), target > 0
+    amount = jnp.clip(jnp.where(target == 0, mean, jnp.abs(target)), *_range(pred.dtype))
     log_mean, log_amount = _log(mean), _log(amount)
-    near, s = _half_log_ratio(mean, amount)
-    far_ratio = (log_amount[0] - log_mean[0]) + (log_amount[1] - log_mean[1])
-    log_ratio = jnp.where(near, 2 * s * (1 + s * s * atanh_tail(s * s)), far_ratio)
+    ratio = _log_ratio(mean, amount, log_mean, log_amount)
     one, two = 1 - power, 2 - power
-    # Close: the deviance is a divided difference of exp, whatever the power. Else there are two spellings.
-    close = (jnp.abs(log_ratio) < 0.5) & (jnp.abs(two * log_ratio) < 1)
-    low = (power >= 1) & (power < 1.5) & positive & ~close
-    other = positive & ~close & ~low
-    root = _power(log_mean, 0.5 * jnp.where(low | ~positive, one, two))
-    small = jnp.where(close, log_ratio, 0)
-    step = root * small
-    series = step * (2 * exp_difference(small, two * small, single=12, double=20)) * step
-    # Powers from 1 to 1.5: (a·ℓ·exprel((1−p)ℓ) − (a − μ))·μ^(1−p)/(2−p), with ℓ = log(a/μ).
-    growth = amount * (log_ratio * exprel(jnp.where(low, one * log_ratio, 0)))
-    from_one = (jnp.where(low, growth - (amount - mean), 0) * root) * (root / jnp.where(low, two, 1))
-    # Others: ((a^(2−p) − μ^(2−p))/(2−p) − μ^(1−p)(a − μ))/(1−p), the first ratio by exprel where p is near 2.
-    one_or = jnp.where(other, one, 1)
-    mild = ~other | (jnp.abs(two * log_ratio) < 1)
-    product = jnp.where(mild, 1, one * two)
-    peak = _power(log_amount, jnp.where(mild, 0, 0.5 * two))
-    lift = jnp.where(jnp.maximum(root, peak) < 1e-8, 2.0**30, jnp.ones_like(root))  # or the squares might underflow
-    high, peak = lift * jnp.where(other, root, 1), lift * peak
-    rise = peak * (peak / product) - high * (high / product)
-    mildly = high * ((high / one_or) * (log_ratio * exprel(jnp.where(mild & other, two * log_ratio, 0))))
-    wide = other & (amount > 1e30 * mean)  # or amount/mean might overflow
-    gap = jnp.where(other, amount - mean, 0) / jnp.where(other & ~wide, mean, 1)
-    tangent = high * ((high / jnp.where(wide, mean, 1)) / one_or) * gap
-    general = 2 * (jnp.where(mild, mildly, rise) - tangent) / (lift * lift)
-    regular = jnp.where(close, series, jnp.where(low, 2 * from_one, general))
-    regular = jnp.where(jnp.isnan(regular) & ~jnp.isnan(mean), jnp.inf, regular)  # ∞ − ∞, past all bounds
-    # A target of 0 or less has no power.
-    root, mean = jnp.where(positive, 1, root), jnp.where(positive, 1, mean)
-    slant = jnp.where(target == 0, 0, target / jnp.where(power == 1, 1, one))
-    bare = root * (root * (mean / jnp.where(power < 2, two, 1) - slant))
-    outside = jnp.where(target == 0, jnp.inf, jnp.full_like(target, jnp.nan))
-    bare = jnp.where((power < 2) & ((target == 0) | (power < 1)), bare, outside)
-    deviance = jnp.where(positive, regular, 2 * bare)
-    infinite = ((pred == jnp.inf) & (power <= 2)) | (target == jnp.inf)
+    # The powers target^two, target·pred^one and pred^two, all taken relative to the largest, amount^x·mean^(two − x).
+    x = jnp.where(ratio > 0, jnp.where(positive & (power < 1), two, 1), jnp.where(power < 2, 0, two))
+    end = (pred == 0) | (pred == jnp.inf)
+    top = jnp.where(positive, jnp.exp((two - x) * ratio), 0)
+    mixed = jnp.where(end, 0, jnp.sign(target) * jnp.exp((1 - x) * ratio))
+    bottom = jnp.where(end, 0, jnp.exp(-x * ratio))
+    # Two spellings of (top/two − mixed)/one + bottom/two, for powers near 1 and for others; where pred and target
+    # are close, each ratio of differences is a multiple of exprel, and the whole one divided difference of exp.
+    low = (power >= 1) & (power < 1.5)
+    first, start, last = jnp.where(low, one, two), jnp.where(low, mixed, bottom), jnp.where(low, two, one)
+    regular = positive & ~end
+    mild = regular & (jnp.abs(first * ratio) < 1)
+    close = regular & (jnp.abs(ratio) < 0.5) & (jnp.abs(two * ratio) < 1)
+    steep = jnp.where(mild, start * _growth(first * ratio, ratio), (top - start) / jnp.where(first == 0, 1, first))
+    straight = jnp.where(regular & (jnp.abs(ratio) < 1), bottom * _growth(ratio, ratio), mixed - bottom)
+    small = jnp.where(close, ratio, 0)
+    series = bottom * (small * small) * exp_difference(small, two * small, single=12, double=20)
+    relative = jnp.where(close, series, (steep - straight) / last)
+    root = _product(times(split(0.5 * x), log_amount), times(split(0.5 * (two - x)), log_mean))
+    deviance = 2 * (root * relative) * root
+    deviance = jnp.where((target < 0) & (power >= 1), jnp.nan, deviance)
+    infinite = (target == jnp.inf) | ((pred == jnp.inf) & (power <= 2)) | ((target == 0) & (power >= 2))
+    infinite = infinite | ((pred == 0) & positive & (power >= 1))
     return jnp.where(power == 0, jnp.square(pred - target), jnp.where(infinite, jnp.inf, deviance))

@@ -11,7 +11,6 @@ s = (target − pred)/(target + pred), by log(target/pred) = 2·artanh(s).
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,16 +41,10 @@ def _nonnegative(x: Array) -> Array:
     return jnp.where(x >= 0, x, jnp.nan)
 
 
-def _finite(x: Array) -> Array:
-    return jnp.minimum(x, jnp.finfo(x.dtype).max)
-
-
-def _half_log_ratio(pred: Array, target: Array) -> tuple[Array, Array]:
-    """Whether target is within a factor 2 of pred, and then s, else 0."""
-    excess = jnp.minimum((target - pred) / pred, 1e30)
-    s = excess * (1 / (2 + excess))
-    near = jnp.abs(s) < 1 / 3
-    return near, jnp.where(near, s, 0)
+def _held(x: Array) -> Array:
+    """x, at least the smallest and at most the largest normal number."""
+    info = jnp.finfo(x.dtype)
+    return jnp.clip(x, info.tiny, info.max)
 
 
 def _ratio_parts(pred: Array, target: Array) -> tuple[Array, Array, Array]:
@@ -66,12 +59,12 @@ def _ratio_parts(pred: Array, target: Array) -> tuple[Array, Array, Array]:
 
 
 def _poisson_slope(pred: Array, target: Array) -> Array:
-    pred, target = _finite(_nonnegative(pred)), _nonnegative(target)
+    pred, target = _held(_nonnegative(pred)), _nonnegative(target)
     return jnp.where(target == 0, 2 + 0 * pred, 2 * ((pred - target) / pred))
 
 
 def _poisson_curvature(pred: Array, target: Array) -> Array:
-    pred, target = _finite(_nonnegative(pred)), _nonnegative(target)
+    pred, target = _held(_nonnegative(pred)), _nonnegative(target)
     inverse = 1 / pred
     return jnp.where(target == 0, 0 * pred, 2 * (target * inverse) * inverse)
 
@@ -94,17 +87,18 @@ def poisson_deviance(pred: Array, target: Array) -> Array:
     near, s, log_ratio = _ratio_parts(pred, target)
     close = 2 * (target - pred) * (s * (1 + s * (1 + s) * atanh_tail(s * s)))
     log_ratio = jnp.maximum(log_ratio, -2 * math.log(jnp.finfo(pred.dtype).max))  # a target of 0: 0·log 0 is 0
-    return jnp.where(near, close, 2 * (target * (log_ratio - 1) + pred))
+    deviance = jnp.where(near, close, 2 * (target * (log_ratio - 1) + pred))
+    return jnp.where((pred == 0) & (target == 0), 0, deviance)
 
 
 def _gamma_slope(pred: Array, target: Array) -> Array:
-    pred, target = _finite(_nonnegative(pred)), _nonnegative(target)
-    inverse = 1 / pred
+    pred, target = _held(_nonnegative(pred)), _nonnegative(target)
+    inverse = _held(1 / pred)
     return 2 * ((pred - target) * inverse) * inverse
 
 
 def _gamma_curvature(pred: Array, target: Array) -> Array:
-    pred, target = _finite(_nonnegative(pred)), _nonnegative(target)
+    pred, target = _held(_nonnegative(pred)), _nonnegative(target)
     inverse = 1 / pred
     return 2 * (2 * (target * inverse) - 1) * inverse * inverse
 
@@ -126,54 +120,49 @@ def gamma_deviance(pred: Array, target: Array) -> Array:
     """
     near, s, log_ratio = _ratio_parts(pred, target)
     close = 4 * s * s * (1 / (1 - s) - s * atanh_tail(s * s))
-    return jnp.where(near, close, 2 * (target / pred - (1 + log_ratio)))
+    log_ratio = jnp.minimum(log_ratio, 2 * math.log(jnp.finfo(pred.dtype).max))  # ∞ − log ∞ is ∞
+    deviance = jnp.where(near, close, 2 * (target / pred - (1 + log_ratio)))
+    return jnp.where((pred == 0) & (target == 0), jnp.inf, deviance)
 
 
 def _mean_of(pred: Array, power: Array | float) -> Array:
     """pred as a positive finite number; NaN below 0, and 1 at power 0, where nothing is raised to a power."""
-    mean = jnp.clip(_nonnegative(pred), jnp.finfo(pred.dtype).tiny, jnp.finfo(pred.dtype).max)
-    return jnp.where(power == 0, 1, mean)
+    return jnp.where(power == 0, 1, _held(_nonnegative(pred)))
 
 
-def _power(log_base: tuple[Array, Array], exponent: Array) -> Array:
-    """base**exponent, held where it is finite."""
-    power = exp_sum(*times(split(exponent), log_base))
-    return jnp.minimum(power, jnp.finfo(power.dtype).max)
-
-
-def _product(one: Pair, other: Pair) -> Array:
-    """exp of the sum of both, held where it is finite."""
-    main, lost = sum_of(one[0], other[0])
-    power = exp_sum(main, lost + one[1] + other[1])
-    return jnp.minimum(power, jnp.finfo(power.dtype).max)
-
-
-def _log(x: Array) -> tuple[Array, Array]:
+def _log(x: Array) -> Pair:
     return log_pair(x, 0 * x, 0 * x)
 
 
+def _power(*factors: tuple[Pair, Array]) -> Array:
+    """The product of the powers, each given by its base's logarithm and its exponent."""
+    total, rest = jnp.zeros(()), jnp.zeros(())
+    for log_base, exponent in factors:
+        main, low = times(split(exponent), log_base)
+        total, lost = sum_of(total, main)
+        rest = rest + (lost + low)
+    return _held(exp_sum(total, rest))
+
+
 def _tweedie_slope(pred: Array, target: Array, *, power: Array) -> Array:
-    root = _power(_log(_mean_of(pred, power)), -0.5 * power)
-    return 2 * ((_finite(pred) - target) * root) * root
+    root = _power((_log(_mean_of(pred, power)), -0.5 * power))
+    return 2 * ((jnp.minimum(pred, jnp.finfo(pred.dtype).max) - target) * root) * root
 
 
 def _tweedie_curvature(pred: Array, target: Array, *, power: Array) -> Array:
     mean = _mean_of(pred, power)
-    root = _power(_log(mean), -0.5 * (power + 1))
+    root = _power((_log(mean), -0.5 * (power + 1)))
     unit = jnp.where(mean > 1, 2.0**-12, jnp.ones_like(mean))  # or the balance might overflow
     balance = (1 - power) * (unit * mean) + power * (unit * target)
     return jnp.where(power == 0, 2, (2 * balance * root) * (root / unit))
 
 
-def _range(dtype: Any) -> tuple[float, float]:
-    info = jnp.finfo(dtype)
-    return float(info.tiny), float(info.max)
-
-
 def _log_ratio(pred: Array, target: Array, log_pred: Pair, log_target: Pair) -> Array:
-    near, s = _half_log_ratio(pred, target)
+    """log(target/pred), to all digits also where they are close."""
+    excess = jnp.minimum((target - pred) / pred, 1e30)
+    s = excess * (1 / (2 + excess))
     far = (log_target[0] - log_pred[0]) + (log_target[1] - log_pred[1])
-    return jnp.where(near, 2 * s * (1 + s * s * atanh_tail(s * s)), far)
+    return jnp.where(jnp.abs(s) < 1 / 3, 2 * s * (1 + s * s * atanh_tail(s * s)), far)
 
 
 def _growth(exponent: Array, ratio: Array) -> Array:
@@ -191,8 +180,8 @@ def tweedie_deviance(pred: Array, target: Array, *, power: Array | float) -> Arr
     """Tweedie deviance 2·(target₊^(2−p)/((1−p)(2−p)) − target·pred^(1−p)/(1−p) + pred^(2−p)/(2−p)), p = power.
 
     target₊ is max(target, 0). Its limit at p = 1 is poisson_deviance, at p = 2 gamma_deviance; mse at p = 0; 3 is
-    inverse Gaussian. Between 1 and 2 it is the
-    compound Poisson–gamma: sums of a random number of positive amounts, so often exactly 0.
+    inverse Gaussian. Between 1 and 2 it is the compound Poisson–gamma: sums of a random number of positive amounts,
+    so often exactly 0.
     p ≤ 0 or ≥ 1. pred > 0, except that p = 0 takes any number; target > 0 for p ≥ 2, ≥ 0 for 1 ≤ p < 2, any for p ≤ 0.
     Estimates the mean. Smooth: slope 2(pred − target)/pred^p, curvature 2(1 − p + p·target/pred)/pred^p.
 
@@ -200,31 +189,31 @@ def tweedie_deviance(pred: Array, target: Array, *, power: Array | float) -> Arr
     2.0
     """
     mean, positive = _mean_of(pred, power), target > 0
-    amount = jnp.clip(jnp.where(target == 0, mean, jnp.abs(target)), *_range(pred.dtype))
+    amount = _held(jnp.where(target == 0, mean, jnp.abs(target)))
     log_mean, log_amount = _log(mean), _log(amount)
     ratio = _log_ratio(mean, amount, log_mean, log_amount)
     one, two = 1 - power, 2 - power
-    # The powers target^two, target·pred^one and pred^two, all taken relative to the largest, amount^x·mean^(two − x).
+    # The powers target^two, target·pred^one and pred^two, relative to the largest, which is amount^x·mean^(two − x).
     x = jnp.where(ratio > 0, jnp.where(positive & (power < 1), two, 1), jnp.where(power < 2, 0, two))
+    root = _power((log_amount, 0.5 * x), (log_mean, 0.5 * (two - x)))
     end = (pred == 0) | (pred == jnp.inf)
     top = jnp.where(positive, jnp.exp((two - x) * ratio), 0)
     mixed = jnp.where(end, 0, jnp.sign(target) * jnp.exp((1 - x) * ratio))
     bottom = jnp.where(end, 0, jnp.exp(-x * ratio))
-    # Two spellings of (top/two − mixed)/one + bottom/two, for powers near 1 and for others; where pred and target
-    # are close, each ratio of differences is a multiple of exprel, and the whole one divided difference of exp.
+    # (steep − straight)/last is top/(one·two) − mixed/one + bottom/two, in a spelling for powers near 1 and one for
+    # others. Both are differences of powers, by exprel where these are alike; where all are, so is the whole.
     low = (power >= 1) & (power < 1.5)
     first, start, last = jnp.where(low, one, two), jnp.where(low, mixed, bottom), jnp.where(low, two, one)
     regular = positive & ~end
-    mild = regular & (jnp.abs(first * ratio) < 1)
-    close = regular & (jnp.abs(ratio) < 0.5) & (jnp.abs(two * ratio) < 1)
-    steep = jnp.where(mild, start * _growth(first * ratio, ratio), (top - start) / jnp.where(first == 0, 1, first))
+    alike = regular & (jnp.abs(first * ratio) < 1)
+    steep = jnp.where(alike, start * _growth(first * ratio, ratio), (top - start) / jnp.where(first == 0, 1, first))
     straight = jnp.where(regular & (jnp.abs(ratio) < 1), bottom * _growth(ratio, ratio), mixed - bottom)
+    close = regular & (jnp.abs(ratio) < 0.5) & (jnp.abs(two * ratio) < 1)
     small = jnp.where(close, ratio, 0)
     series = bottom * (small * small) * exp_difference(small, two * small, single=12, double=20)
-    relative = jnp.where(close, series, (steep - straight) / last)
-    root = _product(times(split(0.5 * x), log_amount), times(split(0.5 * (two - x)), log_mean))
-    deviance = 2 * (root * relative) * root
-    deviance = jnp.where((target < 0) & (power >= 1), jnp.nan, deviance)
+    deviance = 2 * (root * jnp.where(close, series, (steep - straight) / last)) * root
+    outside = (target < 0) & (power >= 1)
     infinite = (target == jnp.inf) | ((pred == jnp.inf) & (power <= 2)) | ((target == 0) & (power >= 2))
     infinite = infinite | ((pred == 0) & positive & (power >= 1))
-    return jnp.where(power == 0, jnp.square(pred - target), jnp.where(infinite, jnp.inf, deviance))
+    deviance = jnp.where(outside, jnp.nan, jnp.where(infinite, jnp.inf, deviance))
+    return jnp.where(power == 0, jnp.square(pred - target), deviance)

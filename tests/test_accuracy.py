@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracles
 import pytest
 from catalogue import ROW, Row, Settings, each_loss
 from grids import Pairs
@@ -153,6 +154,18 @@ def test_float32_is_as_accurate_as_promised(row):
 @each_loss
 def test_float32_is_as_accurate_as_promised_on_a_fine_grid(row):
     check_accuracy(row, compiled(row.loss), full=True)
+
+
+@pytest.mark.parametrize("power", [-20.0, -3.0, 1.2, 1.999, 5.5, 30.0, 100.0])
+def test_tweedie_is_accurate_to_the_ends_of_the_range(power):
+    """Predictions whose powers are representable, beside targets of any size: single powers may overflow or vanish."""
+    random = np.random.default_rng(0)
+    pred = np.float32(10 ** random.uniform(-38 / abs(power), min(76 / abs(power - 1), 38), 300))
+    target = np.float32(10 ** random.uniform(-37, 38.4, 300))
+    got = np.asarray(jaxloss.tweedie_deviance(pred, target, power=power, reduction="none"))
+    inputs = [(mpf(float(p)), mpf(float(t)), mpf(float(np.float32(power)))) for p, t in zip(pred, target, strict=True)]
+    exact = [oracles.tweedie(*given) for given in inputs]
+    check(got, exact, exact, 5 * VALUE, float(FLOAT32.tiny), [tuple(map(float, given)) for given in inputs], "tweedie")
 
 
 @pytest.mark.usefixtures("eager")

@@ -109,11 +109,14 @@ def _curvature(residual: Array, alpha: Array, scale: Array) -> Array:
 
 
 def _scale_slope(residual: Array, alpha: Array, scale: Array) -> Array:
+    """−x·w/scale; with w small, x·w from z·w = z/(1 + z)·(1 + z)^(α/2)."""
     residual, alpha = _finite(residual, alpha)
-    weight = _root_weight(alpha, _log(residual, alpha, scale)[0])
+    u, share = _log(residual, alpha, scale)
     unit = sum(_unit(scale))
-    ratio = (residual * weight) * unit
-    return -ratio * (ratio * unit)
+    ratio = (residual * _root_weight(alpha, u)) * unit
+    power = _root_power(alpha, u)
+    steep = (alpha < 1) & (share > 0.5)
+    return -jnp.where(steep, ((2 - alpha) * share * power) * (power * unit), ratio * (ratio * unit))
 
 
 def _alpha_slope(residual: Array, alpha: Array, scale: Array) -> Array:

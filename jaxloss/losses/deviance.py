@@ -141,7 +141,8 @@ def _power(*factors: tuple[Pair, Array]) -> Array:
         main, low = times(split(exponent), log_base)
         total, lost = sum_of(total, main)
         rest = rest + (lost + low)
-    return _held(exp_sum(total, rest))
+    power = exp_sum(total, rest)
+    return jnp.minimum(power, jnp.finfo(power.dtype).max)
 
 
 def _tweedie_slope(pred: Array, target: Array, *, power: Array) -> Array:

@@ -53,7 +53,7 @@ class Row(NamedTuple):
     line: Line = REAL
     tolerance: float = 1.0
     """5 where float32 exp and pow themselves enter."""
-    least: float = 2.0
+    least: float = 1.0
     """Exact results below this many times float32's smallest normal number are held to an absolute error of it."""
     pairs: Callable[[Any, Settings, bool], tuple[np.ndarray, np.ndarray]] = grids.of_residuals
     """pairs(row, settings, full): predictions and targets for the accuracy."""
@@ -98,7 +98,7 @@ LENGTHS = (1e-3, 0.037, 1.0, 41.0, 1e3)
 LEVELS = (1e-3, 0.1, 0.5, 0.75, 0.999)
 TO_TWO = (0.0, 1e-3, 0.5, 1.0, 1.5, 1.999, 2.0)
 ALPHAS = (-np.inf, -1e6, -1e3, -2.0, -1.0, -1e-3, *TO_TWO)
-POWERS = (-3.0, -1e-3, 0.0, 1.0, 1.001, 1.25, 1.5, 1.75, 1.999, 2.0, 2.001, 3.0, 5.5)
+POWERS = (-3.0, -1e-3, 0.0, 1.0, 1.001, 1.25, 1.5, 1.75, 1.999, 2.0, 2.001, 3.0, 5.5, 30.0)
 
 
 def by_scale(first: float = 1.0) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracles
 import pytest
 from catalogue import ROW, Row, Settings, each_loss
 from grids import Pairs
@@ -127,15 +128,19 @@ def check_accuracy(row: Row, functions: dict[str, Callable], full: bool, every: 
     for what, function in functions.items():
         true, allowed = (array[::every] for array in exact_of(row.name, full, what))
         got = np.asarray(jax.device_get(function(pred, target, **settings)), np.float64)
-        finite = np.isfinite(got) & np.isfinite(true)
-        error = np.where(finite, np.abs(np.where(finite, got, 0) - np.where(finite, true, 0)), np.inf)
-        overflows = (np.abs(true) > MOST) & (np.abs(got) >= 0.999 * MOST) & (np.sign(got) == np.sign(true))
-        wrong = ~(error <= allowed) & ~overflows & ~(np.isnan(true) & np.isnan(got))
-        if wrong.any():
-            with np.errstate(invalid="ignore"):
-                i = int(np.argmax(np.where(wrong, error / np.maximum(allowed, float(FLOAT32.tiny)), -1)))
-            at = f"{what} of {row.name} at {cases.describe(every * i)}"
-            raise AssertionError(f"{at}: {got[i]}, exactly {true[i]} ± {allowed[i]:.2g}")
+        check(got, true, allowed, lambda i, what=what: f"{what} of {row.name} at {cases.describe(every * i)}")
+
+
+def check(got: np.ndarray, true: np.ndarray, allowed: np.ndarray, describe: Callable[[int], str]) -> None:
+    """Assert results within the errors allowed; where the exact one overflows, infinite ones of its sign."""
+    finite = np.isfinite(got) & np.isfinite(true)
+    error = np.where(finite, np.abs(np.where(finite, got, 0) - np.where(finite, true, 0)), np.inf)
+    overflows = (np.abs(true) > MOST) & (np.abs(got) >= 0.999 * MOST) & (np.sign(got) == np.sign(true))
+    wrong = ~(error <= allowed) & ~overflows & ~(np.isnan(true) & np.isnan(got))
+    if wrong.any():
+        with np.errstate(invalid="ignore"):
+            i = int(np.argmax(np.where(wrong, error / np.maximum(allowed, float(FLOAT32.tiny)), -1)))
+        raise AssertionError(f"{describe(i)}: {got[i]}, exactly {true[i]} ± {allowed[i]:.2g}")
 
 
 def compiled(loss) -> dict[str, Callable]:
@@ -153,6 +158,19 @@ def test_float32_is_as_accurate_as_promised(row):
 @each_loss
 def test_float32_is_as_accurate_as_promised_on_a_fine_grid(row):
     check_accuracy(row, compiled(row.loss), full=True)
+
+
+@pytest.mark.parametrize("power", [-20.0, -3.0, 1.2, 1.999, 5.5, 30.0, 100.0])
+def test_tweedie_is_accurate_to_the_ends_of_the_range(power):
+    """Predictions whose powers are representable, beside targets of any size: single powers may overflow or vanish."""
+    random = np.random.default_rng(0)
+    pred = np.float32(10 ** random.uniform(-38 / abs(power), min(76 / abs(power - 1), 38), 300))
+    target = np.float32(10 ** random.uniform(-37, 38.4, 300))
+    got = np.asarray(jaxloss.tweedie_deviance(pred, target, power=power, reduction="none"))
+    given = [[mpf(float(number)) for number in case] for case in zip(pred, target, np.full(300, np.float32(power)))]
+    exact = np.array([float(oracles.tweedie(*case)) for case in given])
+    allowed = np.maximum(5 * VALUE * np.abs(exact), float(FLOAT32.tiny))
+    check(got.astype(np.float64), exact, np.nan_to_num(allowed, posinf=MOST), lambda i: f"{pred[i]}, {target[i]}")
 
 
 @pytest.mark.usefixtures("eager")

@@ -1,8 +1,9 @@
-"""Losses join their neighbours, in value and slope."""
+"""Losses join their neighbours, in value and slope, and have their limits at the ends of their domain."""
 
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from support import close
@@ -64,3 +65,48 @@ def test_neighbours_join(name):
 def test_level_of_quantile_huber_is_that_of_quantile():
     over, under = quantile_huber(np.float32([2.0, -2.0]), np.zeros(2), level=0.9, delta=1e-3, reduction="none")
     close((over, under), (np.float32(0.2), np.float32(1.8)), rtol=1e-3)
+
+
+INF = np.inf
+PREDS = (0.0, 0.0, 0.0, 2.0, 2.0, INF, INF)
+TARGETS = (0.0, 2.0, INF, 0.0, INF, 0.0, 2.0)
+ENDS = {
+    "poisson_deviance": (0, INF, INF, 4, INF, INF, INF),
+    "gamma_deviance": (INF, INF, INF, INF, INF, INF, INF),
+    "msle": (0, np.log(3) ** 2, INF, np.log(3) ** 2, INF, INF, INF),
+    "mape": (0, 1, 1, 2e6, 1, INF, INF),
+    "smape": (0, 2, 2, 2, 2, 2, 2),
+    "tweedie_deviance 0": (0, 4, INF, 4, INF, INF, INF),
+    "tweedie_deviance -1": (0, 8 / 3, INF, 16 / 3, INF, INF, INF),
+    "tweedie_deviance 1": (0, INF, INF, 4, INF, INF, INF),
+    "tweedie_deviance 1.5": (0, INF, INF, 4 * 2**0.5, INF, INF, INF),
+    "tweedie_deviance 2": (INF, INF, INF, INF, INF, INF, INF),
+    "tweedie_deviance 3": (INF, INF, INF, INF, INF, INF, 1 / 2),
+    "tweedie_deviance 30": (INF, INF, INF, INF, INF, INF, 2 * 2.0**-28 / (29 * 28)),
+    "barron -inf": (0, 1 - np.exp(-2), 1, 1 - np.exp(-2), 1, 1, 1),
+    "barron -2": (0, 1, 2, 1, 2, 2, 2),
+    "barron 0": (0, np.log(3), INF, np.log(3), INF, INF, INF),
+    "barron 1.5": (0, 3**-1 * (9**0.75 - 1), INF, 3**-1 * (9**0.75 - 1), INF, INF, INF),
+}
+"""The limits of the loss where prediction and target are 0 or infinite, by the convention 0·log 0 = 0."""
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize("name", ENDS)
+def test_the_ends_of_the_domain(name):
+    """The limits of the value; the slope is that of values beside them, so never NaN."""
+    name, *setting, want = *name.split(), ENDS[name]
+    loss, names = getattr(jaxloss, name), {"tweedie_deviance": "power", "barron": "alpha"}
+    settings = {names[name]: float(setting[0])} if setting else {}
+    pred, target = jnp.array(PREDS), jnp.array(TARGETS)
+    close(loss(pred, target, reduction="none", **settings), np.array(want), rtol=1e-6)
+    slopes = np.asarray(jaxloss.slope(loss)(pred, target, **settings))
+    assert not np.isnan(slopes).any()
+    assert (slopes[(pred > target)] >= 0).all()
+    assert (slopes[(pred < target)] <= 0).all()
+    gradients = jax.grad(lambda pred: loss(pred, target, reduction="sum", **settings))(pred)
+    np.testing.assert_array_equal(gradients, slopes)
+
+
+def test_the_slope_of_mape_vanishes_with_an_infinite_target():
+    assert float(jax.grad(jaxloss.mape)(2.0, INF)) == 0

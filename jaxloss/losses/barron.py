@@ -1,17 +1,15 @@
 """Barron's general and adaptive robust loss: one formula, whose shape α is a setting that can be learned.
 
 How it is called, weighted, masked and reduced is the contract of every loss (`jaxloss.lift.Loss`, and the README).
-With x = (r/scale)², β = 2 − α and z = x/β the loss is (β/α)·((1 + z)^(α/2) − 1). Everything here follows from
-u = log(1 + z) and the weight w = (1 + z)^(−β/2) = exp(−v), v = ½βu, which is the slope over r/scale²:
+With x = (r/scale)², β = 2 − α, z = x/β and u = log(1 + z), and the weight w = exp(−½βu) = (1 + z)^(−β/2):
 
-    value (x·w − β(1 − w))/α = v·exprel(αv/β)        slope r/scale²·w        curvature w/scale²·(1 − x/(1 + z))
+    value (β/α)·(exp(½αu) − 1)        slope r/scale²·w        curvature w/scale²·(1 − β·z/(1 + z))
 
-The exponent v reaches 80 before w leaves float32, so it is carried in pairs (`jaxloss.losses.special`).
+The exponents reach 170 before these leave float32, so u is a pair (`jaxloss.losses.special`), and each power is the
+square of its root. Near α = 0 the value is ½βu·exprel(½αu). What depends on the settings alone costs nothing.
 """
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,13 +18,18 @@ import numpy as np
 from jaxloss.contract import POSITIVE, Domain
 from jaxloss.lift import Traits, pointwise
 from jaxloss.losses.special import (
-    atanh_tail,
+    Pair,
     exp_difference,
     exp_sum,
     exprel,
+    exprel_near,
+    inverse,
+    inverse_root,
     log_pair,
-    quotient,
-    scaled,
+    product,
+    split,
+    sum_of,
+    times,
     with_partials,
 )
 
@@ -38,122 +41,127 @@ AT_MOST_TWO = Domain("at most 2 (−inf is allowed)", lambda alpha: alpha <= 2, 
 ZERO_TO_TWO = Domain("between 0 and 2", lambda alpha: (alpha >= 0) & (alpha <= 2), 1.0)
 
 
-class _Parts(NamedTuple):
-    """The pieces of the loss at one residual; `quarter` is exp(−v/4), `inverse` 1/(1 + z), `y` αu/2."""
-
-    alpha: Array
-    beta: Array
-    residual: Array
-    ratio: Array
-    near: Array
-    x: Array
-    u: Array
-    v: Array
-    y: Array
-    quarter: Array
-    inverse: Array
-    bend: Array
-
-    @property
-    def half(self) -> Array:
-        return self.quarter * self.quarter
+_LEAST = -(2.0**60)
+"""As good as −∞, which α is held above."""
 
 
-def _parts(residual: Array, alpha: Array, scale: Array) -> _Parts:
-    info = jnp.finfo(residual.dtype)
-    limit = jnp.minimum(2.0 ** (info.maxexp - 1) * scale, info.max)
-    residual = jnp.clip(residual, -limit, limit)
-    ratio = residual / scale
-    # α = −∞ is the limit z → 0, in which α and β have no part: they get values that do no harm.
-    flat = alpha == -jnp.inf
-    alpha = jnp.where(flat, -2, alpha)
+def _finite(residual: Array, alpha: Array) -> tuple[Array, Array]:
+    limit = jnp.finfo(residual.dtype).max
+    return jnp.clip(residual, -limit, limit), jnp.maximum(alpha, _LEAST)
+
+
+def _beta(alpha: Array) -> tuple[Array, Array]:
+    """β, rounded, and the rest."""
     beta = 2 - alpha
-    beta_low = (2 - beta) - alpha
-    divisor = jnp.maximum(beta, info.eps)  # at α = 2, as at the float before it
-    plain = jnp.where(flat, 0, (ratio / divisor) * ratio)
-    # Far out x would overflow: r is taken 2^−octaves times, and the 1 in 1 + z can be left out.
-    far, octaves = jnp.abs(ratio) > 2.0 ** (info.maxexp // 3), info.maxexp * 3 // 5
-    near = (plain < 1) | (far & (beta > 1e9))
-    high, low = quotient(jnp.where(far, residual * 2.0**-octaves, residual), 0, scale)
-    z_high, z_low = quotient(high * high, low * (2 * high + low), divisor)
-    # Near: u = z(1 − t) and v = ½x(1 − t), t of the order of ½z. Near and far out, v is past all bounds: any will do.
-    x = jnp.where(far, 1e4, ratio * ratio)
-    z = jnp.where(far, 0, jnp.where(near, plain, 0))
-    s = z / (2 + z)
-    t = s - 2 * s * s * atanh_tail(s * s) / (2 + z)
-    # Elsewhere: u is the logarithm of a sum that is carried in a pair, v its multiple.
-    unit = jnp.where(far, 0, 1)
-    total = jnp.where(near, 1, unit + z_high)
-    total_low = jnp.where(near, 0, (unit - (total - z_high)) + z_low)
-    log_total = log_pair(total, total_low, jnp.where(far, 2.0 * octaves, 0 * ratio))
-    inverse = 1 / (1 + plain)
-    u = jnp.where(near, z * (1 - t), log_total[0] + log_total[1])
-    bend = jnp.where(near, z * (z * inverse - t), u - (1 - inverse))
-    main, rest = scaled(0.25 * beta, log_total)
-    main = jnp.where(near, jnp.where(far, 2500, 0.25 * high * high), main)
-    straight = jnp.where(far, 0, low * (2 * high + low)) - x * t
-    rest = jnp.where(near, 0.25 * straight, rest + 0.25 * beta_low * bend)
-    v = jnp.where(near, 0.5 * x * (1 - t), 2 * (main + rest))
-    slant = jnp.where(flat, -1, alpha / divisor)
-    y = jnp.where(near, slant * v, 0.5 * alpha * u)
-    return _Parts(alpha, beta, residual, ratio, near, x, u, v, y, exp_sum(-0.5 * main, -0.5 * rest), inverse, bend)
+    return beta, (2 - beta) - alpha
+
+
+def _divisor(alpha: Array) -> Array:
+    """β, but not 0: at α = 2 that of the float before it."""
+    return jnp.maximum(2 - alpha, jnp.finfo(alpha.dtype).eps)
+
+
+def _unit(scale: Array) -> Pair:
+    return inverse(split(scale))
+
+
+def _log(residual: Array, alpha: Array, scale: Array) -> tuple[Pair, Array]:
+    """u, and z/(1 + z)."""
+    info = jnp.finfo(residual.dtype)
+    factor = product(
+        _unit(scale), inverse_root(split(_divisor(alpha), _beta(alpha)[1]))
+    )  # r times this is the root of z
+    # Far out z would overflow: r is taken 2^−octaves times, and the 1 of 1 + z can be left out.
+    octaves = info.maxexp * 3 // 5
+    far = jnp.abs(residual * factor[0]) > 2.0 ** (info.maxexp // 3)
+    high, low = product(split(jnp.where(far, residual * 2.0**-octaves, residual)), factor)
+    z, z_low = sum_of(high * high, low * (2 * high + low))
+    total, lost = sum_of(jnp.where(far, 0, jnp.ones_like(residual)), z)
+    return log_pair(total, lost + z_low, jnp.where(far, 2.0 * octaves, 0 * residual)), z / total
+
+
+def _root_weight(alpha: Array, u: Pair) -> Array:
+    """√w."""
+    beta, low = _beta(alpha)
+    return exp_sum(*times(split(-0.25 * beta, -0.25 * low), u))
+
+
+def _root_power(alpha: Array, u: Pair) -> Array:
+    """√(1 + z)^(α/2)."""
+    return exp_sum(*times(split(0.25 * alpha), u))
 
 
 def _slope(residual: Array, alpha: Array, scale: Array) -> Array:
-    at = _parts(residual, alpha, scale)
-    slope = ((((at.residual * at.quarter) * at.quarter / scale) * at.quarter) / scale) * at.quarter
-    return jnp.where((jnp.abs(residual) == jnp.inf) & (alpha > 1), residual, slope)
+    inside, alpha = _finite(residual, alpha)
+    weight = _root_weight(alpha, _log(inside, alpha, scale)[0])
+    unit = sum(_unit(scale))
+    slope = ((inside * weight) * unit) * (weight * unit)
+    end = jnp.where(alpha > 1, jnp.inf, jnp.where(alpha == 1, unit, 0))
+    return jnp.where(jnp.abs(residual) == jnp.inf, jnp.copysign(end, residual), slope)
 
 
 def _curvature(residual: Array, alpha: Array, scale: Array) -> Array:
-    at = _parts(residual, alpha, scale)
-    factor = jnp.where(at.near, 1 - at.x * at.inverse, (at.alpha - 1) + at.beta * at.inverse)
-    return (at.half / scale) * ((at.half / scale) * factor)
+    inside, alpha = _finite(residual, alpha)
+    u, share = _log(inside, alpha, scale)
+    weight = _root_weight(alpha, u) * sum(_unit(scale))
+    curvature = weight * (weight * (1 - (2 - alpha) * share))
+    return jnp.where((jnp.abs(residual) == jnp.inf) & (alpha < 2), 0, curvature)
 
 
 def _scale_slope(residual: Array, alpha: Array, scale: Array) -> Array:
-    at = _parts(residual, alpha, scale)
-    root = at.ratio * at.quarter * at.quarter
-    return -root * (root / scale)
+    """−x·w/scale; with w small, x·w from z·w = z/(1 + z)·(1 + z)^(α/2)."""
+    residual, alpha = _finite(residual, alpha)
+    u, share = _log(residual, alpha, scale)
+    unit = sum(_unit(scale))
+    ratio = (residual * _root_weight(alpha, u)) * unit
+    power = _root_power(alpha, u)
+    steep = (alpha < 1) & (share > 0.5)
+    return -jnp.where(steep, ((2 - alpha) * share * power) * (power * unit), ratio * (ratio * unit))
 
 
 def _alpha_slope(residual: Array, alpha: Array, scale: Array) -> Array:
     """β/4·∫₀ᵘ e^(ατ/2)(τ − 1 + e^(−τ))dτ: the integral done in three ways, each where it does not cancel."""
-    at = _parts(residual, alpha, scale)
-    beta = jnp.maximum(at.beta, jnp.finfo(residual.dtype).eps)
+    residual, held = _finite(residual, alpha)
+    pair, share = _log(residual, held, scale)
+    beta, u = _divisor(held), pair[0] + pair[1]
+    y = 0.5 * held * u
     # u³ times a divided difference of exp.
-    small = (at.u < 1) & (at.y > -1)
-    u, y = jnp.where(small, at.u, 0), jnp.where(small, at.y, 0)
-    series = 0.25 * (beta * u) * u * u * exp_difference(y, y, y - u, single=15, double=26)
-    # For α ≥ 1, where u may be large and β small; raised is β(1 + z)^(α/2).
-    steep = at.alpha >= 1
-    a = jnp.where(steep, at.alpha, 1)
-    raised = beta * at.half * at.half + jnp.square(at.ratio * at.half)
+    small = (u < 1) & (y > -1)
+    inner, inner_y = jnp.where(small, u, 0), jnp.where(small, y, 0)
+    differences = exp_difference(inner_y, inner_y, inner_y - inner, single=15, double=26)
+    series = 0.25 * (beta * inner) * inner * inner * differences
+    # For α ≥ 1, where u may be large and β small; raised is β·(1 + z)^(α/2).
+    steep = held >= 1
+    a = jnp.where(steep, held, 1)
+    power = _root_power(held, pair)
+    raised = (beta * power) * power
     kept = (2 + a) / (a * a)
-    steeply = (0.5 * raised) * (at.u / a - kept) + 0.5 * (
-        beta * (kept + 0.5 * at.u * exprel(jnp.where(steep, -at.v, 0)))
+    steeply = (0.5 * raised) * (u / a - kept) + 0.5 * (
+        beta * (kept + 0.5 * u * exprel(jnp.where(steep, -0.5 * beta * u, 0)))
     )
-    # For α < 1: ½(u²·χ(y) − e^y·bend), χ(y) = (1 + (y − 1)e^y)/y².
-    mild = jnp.abs(at.y) < 1
-    inner, y = jnp.where(mild, at.y, 0), jnp.where(mild, 1, at.y)
-    grown = raised / beta
+    # For α < 1: ½(u²·χ(y) − e^y·(u − 1 + e^(−u))), χ(y) = (1 + (y − 1)e^y)/y².
+    grown = power * power
+    mild = jnp.abs(y) < 1
+    inner, y = jnp.where(mild, y, 0), jnp.where(mild, 1, y)
     chi = jnp.where(mild, exp_difference(inner, inner, single=11, double=20), (1 + (y - 1) * grown) / (y * y))
-    general = 0.5 * (at.u * at.u * chi - grown * at.bend)
+    inner = jnp.where(u < 1, -u, 0)
+    bend = jnp.where(u < 1, u * u * exp_difference(0 * inner, inner, single=11, double=20), u - share)
+    general = 0.5 * (u * u * chi - grown * bend)
     slope = jnp.where(small, series, jnp.where(steep, steeply, general))
-    return jnp.where(alpha == -jnp.inf, 0, slope)
+    return jnp.where(alpha < _LEAST, 0, slope)
 
 
 def _value(residual: Array, alpha: Array, scale: Array) -> Array:
-    at = _parts(residual, alpha, scale)
-    # Two spellings: the second cancels near α = 0, the first loses digits for large y and near α = 2.
-    plain = ((at.y < 0.5) & (at.alpha < 1)) | (at.x < 1e-20)  # there β·v may underflow
-    v, y = jnp.where(plain, at.v, 0), jnp.where(plain, at.y, 0)
-    falling = at.beta * (at.v * exprel(-at.v))
-    root, divisor = at.ratio * at.half, jnp.where(plain, 1, at.alpha)
-    value = jnp.where(plain, v * exprel(y), root * (root / divisor) - falling / divisor)
-    limit = jnp.where(alpha >= 0, jnp.inf, -at.beta / jnp.where(alpha >= 0, 1, at.alpha))
-    limit = jnp.where(alpha == -jnp.inf, 1, limit)
-    return jnp.where(jnp.abs(residual) == jnp.inf, limit, value)
+    inside, alpha = _finite(residual, alpha)
+    pair, half_beta, infinite = _log(inside, alpha, scale)[0], 0.5 * _divisor(alpha), jnp.abs(residual) == jnp.inf
+    u = pair[0] + pair[1]
+    y, ratio = 0.5 * alpha * u, inside * sum(_unit(scale))
+    # Where u is tiny, z may have underflowed.
+    straight = jnp.where(u < jnp.finfo(u.dtype).eps ** 2, (0.5 * ratio) * ratio, half_beta * u)
+    power, end = _root_power(alpha, pair), jnp.where(alpha < 0, -half_beta, jnp.inf)
+    raised = jnp.where(infinite, end, (half_beta * power) * power - half_beta)
+    near = straight * exprel_near(jnp.clip(y, -1, 1))
+    return jnp.where((jnp.abs(y) < 1) & ~infinite, near, raised / jnp.where(alpha == 0, 1, 0.5 * alpha))
 
 
 _loss = with_partials(_value, _slope, _alpha_slope, _scale_slope)

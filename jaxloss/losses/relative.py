@@ -65,8 +65,9 @@ def mape(pred: Array, target: Array, *, epsilon: Array | float = 1e-6) -> Array:
     >>> float(mape(jnp.array([9.0, 30.0]), jnp.array([10.0, 20.0])))
     0.30000001192092896
     """
-    size = jnp.minimum(jnp.maximum(jnp.abs(target), epsilon), jnp.finfo(target.dtype).max)
-    return kink.absolute(pred - target) / size
+    limit = jnp.finfo(target.dtype).max
+    target = jnp.clip(target, -limit, limit)  # of an infinite target it is 1, with slope 0
+    return kink.absolute(pred - target) / jnp.maximum(jnp.abs(target), epsilon)
 
 
 def _held(x: Array) -> Array:

@@ -52,7 +52,7 @@ def best_constant(make: Callable[[Array], Any], start: Array, target: Array, wei
         def damped(damping: Array) -> Array:
             return raw - unit * jnp.linalg.solve(scaled + damping * jnp.eye(len(raw), dtype=raw.dtype), unit * gradient)
 
-        tried = jnp.concatenate([raw[None, :], jax.vmap(damped)(DAMPINGS.astype(raw.dtype))])
+        tried = jnp.concatenate([raw[None, :], jax.vmap(damped)(jnp.asarray(DAMPINGS, raw.dtype))])
         found = jax.vmap(objective)(tried)
         return tried[jnp.argmin(jnp.where(jnp.isnan(found), jnp.inf, found))], None
 

@@ -39,8 +39,14 @@ def log_integral(fall: Callable[[Array], Array], reach: Array) -> Array:
     nodes = 0.5 * (nodes + 1)
     rule = jnp.asarray(nodes**3, reach.dtype), jnp.asarray(1.5 * nodes**2 * weights, reach.dtype)
     reach = lax.stop_gradient(reach)
-    parts = jax.vmap(lambda place, weight: weight * jnp.exp(-fall(place * reach)))(*rule)
-    return jnp.log(reach) + jnp.log(jnp.sum(parts, axis=0))
+
+    def add(total: Array, node: tuple[Array, Array]) -> tuple[Array, None]:
+        place, weight = node
+        return total + weight * jnp.exp(-fall(place * reach)), None
+
+    # A loop: in one kernel for all nodes, XLA computes what they share once for each.
+    total, _ = lax.scan(add, jnp.zeros_like(reach), rule)
+    return jnp.log(reach) + jnp.log(total)
 
 
 def gamma_log_peak(a: Array) -> Array:

@@ -44,6 +44,7 @@ def log_integral(fall: Callable[[Array], Array], reach: Array) -> Array:
         place, weight = node
         return total + weight * jnp.exp(-fall(place * reach)), None
 
+    # A loop: in one kernel for all nodes, XLA computes what they share once for each.
     total, _ = lax.scan(add, jnp.zeros_like(reach), rule)
     return jnp.log(reach) + jnp.log(total)
 

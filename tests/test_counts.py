@@ -122,6 +122,7 @@ def test_what_is_no_count_has_probability_0_and_no_gradient(family):
     assert np.isfinite(log_prob[4])
     assert np.isnan(log_prob[5])
     np.testing.assert_array_equal(dist.cdf(target)[:4], [0, dist.cdf(jnp.zeros(6))[0], 1, 0])
+    np.testing.assert_allclose(jnp.exp(tails(dist, target)[1][:4]), [1, 1 - dist.cdf(jnp.zeros(6))[0], 0, 1], rtol=1e-6)
     np.testing.assert_array_equal(dist.cdf(target + 0.75)[4], dist.cdf(target)[4])
     slopes = jax.grad(lambda dist: dist.log_prob(target)[:5].sum())(dist)
     for leaf in jax.tree.leaves(slopes):
@@ -159,6 +160,22 @@ def test_a_negative_binomial_of_large_concentration_is_poisson():
     wide = NegativeBinomial(log_rate, jnp.full(50, 1e12))
     np.testing.assert_allclose(wide.log_prob(target), Poisson(log_rate).log_prob(target), rtol=2e-6)
     np.testing.assert_allclose(wide.cdf(target), Poisson(log_rate).cdf(target), rtol=1e-5, atol=1e-30)
+
+
+def test_the_rate_of_a_negative_binomial_may_be_far_below_its_concentration():
+    dist, target = NegativeBinomial(jnp.full(1, -77.0), jnp.full(1, 1e6)), jnp.zeros(1)
+    np.testing.assert_allclose(nll(dist, target), np.exp(-77.0), rtol=1e-5)
+    np.testing.assert_allclose(slope(nll)(dist, target).log_rate, np.exp(-77.0), rtol=1e-5)
+
+
+@both
+def test_a_level_that_is_a_cdf_gives_its_value_back_though_rounded(family):
+    log_rate, concentration, target = drawn(200, 0.1, 1e3, seed=1)
+    dist = made(family, log_rate, concentration)
+    level = dist.cdf(jnp.asarray(target, jnp.float32))
+    plain = np.asarray((level > 0.01) & (level < 0.99))
+    for rounded in (level, jnp.nextafter(level, jnp.ones_like(level))):
+        np.testing.assert_array_equal(np.asarray(dist.quantile(rounded))[plain], target[plain])
 
 
 def test_large_draws_have_the_right_moments():

@@ -341,7 +341,7 @@ def _lift_derivative(loss: Loss, kind: str) -> Callable[..., Any]:
     compiled = lifted.compiled(kind)
 
     def derivative(pred: Any, target: Any, **settings: Any) -> Any:
-        if kind != "slope" and len(jax.tree.leaves(pred)) != 1:
+        if kind != "slope" and not jax.tree_util.all_leaves([pred]):
             raise TypeError(f"{name}: only where the prediction is one array, got {type(pred).__name__}")
         target, _, shape = prepare(name, pred, target, None, None, lifted.event_ndim)
         return compiled(pred, target, _prepare_settings(lifted, {**bound, **settings}, shape, target.dtype))

@@ -63,7 +63,8 @@ class Ensemble(Distribution):
         return jnp.take_along_axis(self.values, index, -1)[..., 0]
 
     def _affine(self, shift: Any, scale: Any) -> Self:
-        return type(self)(jnp.expand_dims(shift, -1) + jnp.expand_dims(scale, -1) * self.values)
+        shift, scale = (value if jnp.ndim(value) == 0 else jnp.asarray(value)[..., None] for value in (shift, scale))
+        return type(self)(shift + scale * self.values)
 
 
 def distance(difference: Array) -> Array:

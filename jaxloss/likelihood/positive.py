@@ -102,7 +102,7 @@ class LogNormal(Positive):
 
     log density −½z² − log(scale) − ½log(2π) − log(target), z = (log(target) − loc)/scale, so scale > 0 is a relative
     error and exp(loc) the median, in the target's units. Closed under a change of unit: `affine` with a shift of 0.
-    `crps`: Baran & Lerch, Q. J. R. Meteorol. Soc. 2015, eq. 4.
+    `crps`: Baran & Lerch, Q. J. R. Meteorol. Soc. 2015; its relative error is about 2e-7/scale in float32.
 
     >>> float(LogNormal(jnp.zeros(1), jnp.ones(1)).log_prob(jnp.ones(1))[0])
     -0.9189385175704956

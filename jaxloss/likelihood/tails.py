@@ -22,6 +22,7 @@ from jaxloss.likelihood.special import (
     stirling_correction,
     student_fall,
 )
+from jaxloss.losses.special import with_partials
 
 __all__ = ["gamma_log_peak", "gamma_tails", "log_integral", "student_log_peak", "student_tails"]
 
@@ -49,14 +50,23 @@ def log_integral(fall: Callable[[Array], Array], reach: Array) -> Array:
     return jnp.log(reach) + jnp.log(total)
 
 
+def _both(tail: Array, upper: Array) -> tuple[Array, Array]:
+    """The lower and the upper of the tail and its complement."""
+    other = log_complement(tail)
+    return jnp.where(upper, other, tail), jnp.where(upper, tail, other)
+
+
+def _by_shape(tail: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
+    """Its derivative in the shape, forward: no sum over nodes is ever transposed, and none of their terms kept."""
+    return lambda shape, point: jax.jvp(lambda shape: tail(shape, point), (shape,), (jnp.ones_like(shape),))[1]
+
+
 def gamma_log_peak(a: Array) -> Array:
     """log(aᵃe⁻ᵃ/Γ(a)): the log density of the logarithm of a gamma variable of shape a, at its mean."""
     return 0.5 * jnp.log(a) - 0.5 * math.log(2 * math.pi) - stirling_correction(a)
 
 
-@jax.jit
-def gamma_tails(a: Array, log_ratio: Array) -> tuple[Array, Array]:
-    """log P(Y ≤ y), log P(Y > y) for Y gamma of shape a, with log_ratio = log(y/mean)."""
+def _gamma_integral(a: Array, log_ratio: Array) -> Array:
     _, enough = _settings(a.dtype)
     upper = log_ratio >= 0
     side = jnp.where(upper, 1, -1).astype(a.dtype)
@@ -71,10 +81,26 @@ def gamma_tails(a: Array, log_ratio: Array) -> tuple[Array, Array]:
     above = 2 * enough / (slope + jnp.hypot(slope, jnp.sqrt(2 * enough * bend)))
     far_above = jnp.log1p(jnp.square((a + jnp.sqrt(a * a + 4 * enough * bend)) / (2 * bend)))
     below = jnp.minimum(enough / slope, (enough + jnp.sqrt(enough * (enough + 8 * a))) / (2 * a))
-    reach = jnp.where(upper, jnp.minimum(above, far_above), below)
-    tail = gamma_log_peak(a) - a * exp_excess(jnp.minimum(log_ratio, 1e3)) + log_integral(fall, reach)
-    other = log_complement(tail)
-    return jnp.where(upper, other, tail), jnp.where(upper, tail, other)
+    return log_integral(fall, jnp.where(upper, jnp.minimum(above, far_above), below))
+
+
+def _gamma_tail_value(a: Array, log_ratio: Array) -> Array:
+    """log P(Y > y) where y is past the mean, else log P(Y ≤ y)."""
+    return gamma_log_peak(a) - a * exp_excess(jnp.minimum(log_ratio, 1e3)) + _gamma_integral(a, log_ratio)
+
+
+def _gamma_tail_slope(a: Array, log_ratio: Array) -> Array:
+    rate = jnp.exp(-_gamma_integral(a, log_ratio))
+    return jnp.where(log_ratio >= 0, -rate, rate)
+
+
+_gamma_tail = with_partials(_gamma_tail_value, _by_shape(_gamma_tail_value), _gamma_tail_slope)
+
+
+@jax.jit
+def gamma_tails(a: Array, log_ratio: Array) -> tuple[Array, Array]:
+    """log P(Y ≤ y), log P(Y > y) for Y gamma of shape a, with log_ratio = log(y/mean)."""
+    return _both(_gamma_tail(a, log_ratio), log_ratio >= 0)
 
 
 def student_log_peak(df: Array) -> Array:
@@ -82,12 +108,9 @@ def student_log_peak(df: Array) -> Array:
     return half_step_correction(0.5 * df) - 0.5 * math.log(2 * math.pi)
 
 
-@jax.jit
-def student_tails(df: Array, z: Array) -> tuple[Array, Array]:
-    """log P(T ≤ z), log P(T > z) for Student's t."""
+def _student_integral(df: Array, z: Array) -> Array:
     _, enough = _settings(df.dtype)
-    upper = z >= 0
-    ratio = jnp.minimum(jnp.abs(z) / jnp.sqrt(df), 1e9)  # beyond, the rate is 1
+    ratio = jnp.minimum(jnp.where(z >= 0, z, -z) / jnp.sqrt(df), 1e9)  # beyond, the rate is 1
     rate = ratio / jnp.sqrt(1 + ratio * ratio)
 
     def fall(h: Array) -> Array:
@@ -96,7 +119,24 @@ def student_tails(df: Array, z: Array) -> tuple[Array, Array]:
         return df * (jnp.log1p(0.5 * u * (u + rate * (2 - u)) * jnp.exp(near)) + (h - near))
 
     reach = jnp.minimum(enough / (df * rate), (enough + jnp.sqrt(enough * (enough + 8 * df))) / (2 * df))
+    return log_integral(fall, reach)
+
+
+def _student_tail_value(df: Array, z: Array) -> Array:
+    """log P(T > |z|)."""
     start = student_log_peak(df) + 0.5 * jnp.log(df) - df / (df + 1) * student_fall(df, z)
-    tail = start + log_integral(fall, reach)
-    other = log_complement(tail)
-    return jnp.where(upper, other, tail), jnp.where(upper, tail, other)
+    return start + _student_integral(df, z)
+
+
+def _student_tail_slope(df: Array, z: Array) -> Array:
+    rate = jnp.exp(-_student_integral(df, z)) / jnp.hypot(jnp.sqrt(df), z)
+    return jnp.where(z >= 0, -rate, rate)
+
+
+_student_tail = with_partials(_student_tail_value, _by_shape(_student_tail_value), _student_tail_slope)
+
+
+@jax.jit
+def student_tails(df: Array, z: Array) -> tuple[Array, Array]:
+    """log P(T ≤ z), log P(T > z) for Student's t."""
+    return _both(_student_tail(df, z), z >= 0)

@@ -134,3 +134,14 @@ def test_speed_runs_small(tmp_path):
     assert result["mlp_over_bound"] > 0
     assert result["seconds_per_loop"]["linear: jaxloss"] > 0
     assert_complete(tmp_path / "speed", result)
+
+
+def test_noise_compares_distributions(tmp_path):
+    """On fewer rows and shorter training, which the claims survive."""
+    words = ("--rows", "400", "--hidden", "16", "--epochs", "40", "--learning-rate", "0.01")
+    code, result = run(tmp_path, "noise", *words)
+    assert code == 0
+    assert result["claims"]
+    assert all(result["claims"].values())
+    assert set(result["growing"]) == {"mse", "nll", "β-NLL", "CRPS", "quantiles"}
+    assert_complete(tmp_path / "noise", result)

@@ -110,3 +110,10 @@ def test_the_ends_of_the_domain(name):
 
 def test_the_slope_of_mape_vanishes_with_an_infinite_target():
     assert float(jax.grad(jaxloss.mape)(2.0, INF)) == 0
+
+
+@pytest.mark.parametrize("power", [1.5, 3.0, 30.0])
+def test_the_slope_of_tweedie_is_infinite_with_the_target(power):
+    """Also where pred^−power underflows."""
+    slopes = jaxloss.slope(jaxloss.tweedie_deviance)(np.float32([2, 1e9, 1e38]), np.full(3, INF), power=power)
+    np.testing.assert_array_equal(slopes, -INF)

@@ -134,19 +134,20 @@ def _log(x: Array) -> Pair:
     return log_pair(x, 0 * x, 0 * x)
 
 
-def _power(*factors: tuple[Pair, Array]) -> Array:
+def _power(first: tuple[Pair, Array], *others: tuple[Pair, Array]) -> Array:
     """The product of the powers, each given by its base's logarithm and its exponent."""
-    total, rest = jnp.zeros(()), jnp.zeros(())
-    for log_base, exponent in factors:
-        main, low = times(split(exponent), log_base)
-        total, lost = sum_of(total, main)
+    main, rest = times(split(first[1]), first[0])
+    for log_base, exponent in others:
+        more, low = times(split(exponent), log_base)
+        main, lost = sum_of(main, more)
         rest = rest + (lost + low)
-    power = exp_sum(total, rest)
+    power = exp_sum(main, rest)
     return jnp.minimum(power, jnp.finfo(power.dtype).max)
 
 
 def _tweedie_slope(pred: Array, target: Array, *, power: Array) -> Array:
     root = _power((_log(_mean_of(pred, power)), -0.5 * power))
+    root = jnp.where(target == jnp.inf, _held(root), root)  # ∞·0 would be NaN
     return 2 * ((jnp.minimum(pred, jnp.finfo(pred.dtype).max) - target) * root) * root
 
 

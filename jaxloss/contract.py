@@ -242,7 +242,8 @@ def check_number(name: str, what: str, value: Any, domain: Domain | None = None)
     if not inside.all():
         index = tuple(np.argwhere(~inside)[0].tolist())
         place = f" at index {list(index)}" if index else ""
-        raise ValueError(f"{name}: {what} must be {domain.words}, got {numbers[index]!s}{place}")
+        got = " ".join(str(numbers[index]).split())
+        raise ValueError(f"{name}: {what} must be {domain.words}, got {got}{place}")
 
 
 def require_settings(name: str, settings: Mapping[str, Any], known: Mapping[str, Any]) -> None:

@@ -323,7 +323,7 @@ ROWS: tuple[Row, ...] = (*RESIDUAL_LOSSES, *RELATIVE_LOSSES, *ROBUST_LOSSES, *QU
 ROW = {row.name: row for row in ROWS}
 
 
-LONG = ("barron", "barron_nll")
+LONG = ("barron", "barron_nll", "tweedie_deviance")
 """Losses of so many operations that the tests that compile most of them are left to the slow suite."""
 
 

@@ -17,6 +17,8 @@ from test_families import made
 import jaxloss
 from jaxloss.likelihood import special
 
+pytestmark = pytest.mark.slow  # every gradient compiles a loop; the table of families has the fast checks
+
 CONTINUOUS = [row for row in FAMILIES if not row.family.discrete]
 each_continuous = pytest.mark.parametrize("row", CONTINUOUS, ids=[row.name for row in CONTINUOUS])
 POSITIVE = [row for row in CONTINUOUS if row.name in ("Gamma", "LogNormal")]

@@ -12,6 +12,8 @@ from mpmath import betainc, exp, gammainc, log, mp, mpf, psi
 
 from jaxloss import NegativeBinomial, Poisson, nll, slope
 
+pytestmark = pytest.mark.slow  # every gradient compiles a loop; the table of families has the fast checks
+
 FAMILIES = [Poisson, NegativeBinomial]
 both = pytest.mark.parametrize("family", FAMILIES, ids=[family.__name__ for family in FAMILIES])
 

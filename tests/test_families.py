@@ -43,7 +43,7 @@ def test_equals_scipy_in_float64(row):
         np.testing.assert_allclose(dist.quantile(jnp.asarray(level)), scipy.ppf(level), rtol=1e-8, atol=1e-8)
 
 
-@each_family
+@each_short_family
 def test_quantile_of_cdf_is_where_it_began(row):
     parameters, _, target = ordinary(row)
     dist = made(row, parameters, jnp.float32)
@@ -168,7 +168,7 @@ def test_initial_bias_is_the_likeliest_constant(row):
             assert objective(raw, column) <= best.fun + 1e-9
 
 
-@each_family
+@each_short_family
 def test_shapes_masks_and_half_precision(row):
     parameters, _, target = ordinary(row, count=6, seed=7)
     dist, target = made(row, parameters, jnp.float32), jnp.asarray(target, jnp.float32)

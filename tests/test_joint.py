@@ -77,6 +77,7 @@ def test_the_variance_of_a_mixture_does_not_cancel():
     np.testing.assert_allclose(dist.variance, [1.25], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_far_out_the_tails_and_densities_of_a_mixture_are_finite():
     dist = Mixture(jnp.zeros((2, 2)), Normal(jnp.array([[0.0, 1.0]] * 2), jnp.ones((2, 2))))
     target = jnp.array([-100.0, 100.0])
@@ -111,6 +112,7 @@ def test_a_mixture_in_float32_equals_mpmath():
             assert abs(mpf(float(got[row])) - want) <= 5e-6 * size, row
 
 
+@pytest.mark.slow
 def test_crps_of_a_mixture_of_normals_is_its_integral():
     integrate = pytest.importorskip("scipy.integrate")
     norm = pytest.importorskip("scipy.stats").norm
@@ -192,6 +194,7 @@ def test_multivariate_normal_in_float32_equals_mpmath():
             assert abs(mpf(float(got[row])) - sum(terms)) <= 5e-6 * max(map(abs, terms)), row
 
 
+@pytest.mark.slow
 @each
 def test_derivatives(make, target):
     with jax.enable_x64(True):
@@ -295,6 +298,7 @@ def test_affine_is_the_distribution_of_the_scaled_value(full):
         Mixture(jnp.zeros((1, 2)), Poisson(jnp.zeros((1, 2)))).affine(1.0, 2.0)
 
 
+@pytest.mark.slow
 def test_from_raw_is_valid_everywhere_and_alive():
     extremes = np.random.default_rng(6).uniform(-1e4, 1e4, (50, 9)).astype(np.float32)
     for raw in (extremes, extremes / 200, np.zeros((1, 9), np.float32)):
@@ -372,6 +376,7 @@ def test_a_bad_call_raises_one_line(case):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_initial_bias_of_vectors_is_their_mean_and_covariance():
     random = np.random.default_rng(9)
     target = random.multivariate_normal([1, -2, 300], [[2, 1, 0], [1, 3, 5], [0, 5, 80]], 500).astype(np.float32)
@@ -382,6 +387,7 @@ def test_initial_bias_of_vectors_is_their_mean_and_covariance():
     np.testing.assert_allclose(dist.covariance, want, rtol=1e-3, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_initial_bias_of_a_mixture_finds_both_modes():
     random = np.random.default_rng(10)
     target = np.concatenate([random.normal(-3, 0.5, 300), random.normal(8, 1, 100)]).astype(np.float32)

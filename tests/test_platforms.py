@@ -25,7 +25,7 @@ ARROWS = {
     "contract": set(),
     "lift": {"reduce", "contract"},
     "losses": {"losses", "lift", "kink", "contract"},
-    "likelihood": {"likelihood", "lift", "kink", "contract", "losses"},
+    "likelihood": {"likelihood", "lift", "kink", "contract", "losses", "reduce"},
     "metrics": {"reduce", "kink", "contract"},
     "diagnostics": {"metrics", "reduce", "contract"},
     "plots": {"diagnostics", "metrics", "contract"},

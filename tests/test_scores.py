@@ -168,7 +168,7 @@ def test_interval_censoring_is_right_in_both_tails():
         def total(dist):
             return censored_nll(dist, jnp.asarray(low), censoring=1, upper=jnp.asarray(high))
 
-        check_grads(total, (Normal(zeros, zeros + 1),), order=2, rtol=1e-3, eps=1e-5)
+        check_grads(total, (Normal(zeros, zeros + 1),), order=1, rtol=1e-3, eps=1e-5)
 
 
 def test_censoring_is_per_row():

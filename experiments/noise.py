@@ -76,7 +76,7 @@ def line(params: Any, x: jax.Array) -> jax.Array:
 
 
 def start(**more: float) -> dict[str, jax.Array]:
-    return {name: jnp.zeros((1,)) + value for name, value in {"slope": 0.0, "intercept": 0.0, **more}.items()}
+    return {name: jnp.full((1, 1), value) for name, value in {"slope": 0.0, "intercept": 0.0, **more}.items()}
 
 
 def constant_noise(config: Config) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def constant_noise(config: Config) -> dict[str, Any]:
 
     def fitted(apply: Callable, loss: Callable, rate: float) -> np.ndarray:
         params = fit(apply, start(), (x, y), loss=loss, optimizer=optax.sgd(rate), epochs=400).params
-        return np.array([float(params["slope"][0]), float(params["intercept"][0])])
+        return np.array([params["slope"].item(), params["intercept"].item()])
 
     found = {"mse": fitted(line, mse, 0.5), "nll, fixed variance": fitted(fixed, nll, 0.6 * scale**2)}
     common.print_table(
@@ -206,9 +206,9 @@ def heavy_tails(config: Config) -> dict[str, dict[str, float]]:
         params = fit(apply, params, train, loss=nll, optimizer=optax.adam(0.03), epochs=1500).params
         dist = apply(params, x)
         found[name] = {
-            "slope": float(params["slope"][0]),
-            "scale": float(jnp.exp(params["log_scale"][0])),
-            "df": float(jnp.exp(params["log_df"][0])) if "log_df" in params else np.inf,
+            "slope": params["slope"].item(),
+            "scale": float(jnp.exp(params["log_scale"]).item()),
+            "df": float(jnp.exp(params["log_df"]).item()) if "log_df" in params else np.inf,
             "nll": float(nll(dist, y)),
             "covered": float(coverage(dist, y, 0.9)),
         }

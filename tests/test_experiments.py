@@ -136,6 +136,7 @@ def test_speed_runs_small(tmp_path):
     assert_complete(tmp_path / "speed", result)
 
 
+@pytest.mark.slow
 def test_noise_compares_distributions(tmp_path):
     """On fewer rows and shorter training, which the claims survive."""
     words = ("--rows", "400", "--hidden", "16", "--epochs", "40", "--learning-rate", "0.01")

@@ -8,9 +8,10 @@ and quantiles, and judged on rows that none has seen. (c) A line through Student
 Normal and the StudentT likelihood.
 
 Answer: (a) the same line, to 1e-5: squared error is the Gaussian likelihood of constant noise. (b) All predict the
-centre about equally well, but squared error with one spread for all rows is far off where the noise is small: its NLL
-and CRPS are the worst, and its 90 % band covers too many quiet rows and too few loud ones; nll, β-NLL, CRPS and
-quantiles find the spread. (c) StudentT has the lower NLL and finds the slope more exactly.
+centre about equally well (RMSE 0.51 to 0.52), but squared error with one spread for all rows has NLL 0.75 against 0.45
+and CRPS 0.275 against 0.256, and its 90 % band covers every quiet row (x < 1) and 74 % of the loud ones (x > 3); nll,
+β-NLL, CRPS and quantiles find the spread. (c) StudentT has NLL 0.73 against Normal's 1.26, and 91 % of the rows in its
+90 % interval against 98 %; the slopes are 2.97 and 3.04.
 """
 
 from __future__ import annotations

@@ -9,11 +9,12 @@ finds its threads still spinning); what is reported is the median over the round
 each quarter of the rounds: only what exceeds the largest of these ratios counts as slower. The bandwidth bound is the
 time XLA takes to add two arrays into a third, the traffic of a gradient.
 
-Answer, from one run on two CPU cores that were not idle, so provisional: most losses keep their bars, not all. huber
-takes 0.4 times optax's time at 2²⁴; mse measured slower than optax's same formula at 2²⁰ and 2²² (1.4 times, past the
-spread of that run). Elementary losses cost 1.0 to 1.3 times bare squared error at 2²⁴, but up to 3.8 times at 2²⁰; the
-others up to 4, poisson_deviance 6.6 at 2¹⁰; barron and barron_nll 2 to 3 times their bare powers. torch.compile was
-ahead with huber and smooth_l1 from 2²² on.
+Answer, from runs on two CPU cores that other work shared, so provisional. mse and mae take the time of bare squared
+error, and of optax's; huber takes a quarter to a half of optax's from 2²² on. Eager PyTorch is never ahead there, but
+torch.compile is with huber and smooth_l1 (0.7 to 0.8 times our time at 2²², half at 2²⁴): XLA's CPU reduction runs a
+formula operation by operation. Elementary losses cost 0.9 to 1.5 times bare squared error, but huber, smooth_l1, tukey
+and geman_mcclure 1.6 to 2.0 times at 2²⁰, where all fits the cache; the others at most 4. barron, barron_nll and
+tweedie_deviance cost 0.5 to 1.0 times their bare powers, but 1.4 to 1.9 at 2¹⁰.
 """
 
 from __future__ import annotations

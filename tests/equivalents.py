@@ -23,7 +23,6 @@ EQUIVALENT: dict[str, dict[str, str]] = {
     "welsch": {
         f"_held: {_ROOT} -> float(jnp.finfo(residual.dtype).max) ** 0.5": UNUSED,
         f"_held: {_ROOT} -> 0.55": UNUSED,
-        "_decay: 2 * high + low -> 2 * high - low": SMALL,  # low² ≤ 2⁻²⁴·q², and q² < 90
     },
     "tukey": {
         f"_held: {_ROOT} -> float(jnp.finfo(residual.dtype).max) ** 0.5": UNUSED,

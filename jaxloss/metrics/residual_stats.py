@@ -8,77 +8,23 @@ Every sum is a pair of floats, an unevaluated high + low, so that 10⁸ rows in 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from jaxloss.contract import ShapeError, prepare
-from jaxloss.metrics.histogram import BINS, bin_of
+from jaxloss.metrics import moments as moment_sums
+from jaxloss.metrics import worst as worst_rows
+from jaxloss.metrics.compensated import Compensated, total
+from jaxloss.metrics.moments import VARIABLES, Moments
+from jaxloss.metrics.one_pass import SUMS, Entries, Piece, one_pass
 from jaxloss.metrics.summary import summarize
+from jaxloss.metrics.worst import Worst
 
-__all__ = ["Compensated", "Moments", "ResidualStats", "Worst"]
-
-SUMS = ("count", "nonfinite", "weight", "weight_square", "positive", "negative", "residual", "absolute", "square")
-"""N, entries that are not finite, Σw, Σw², Σw over r > 0 and over r < 0, Σwr, Σw|r|, Σwr²."""
-
-VARIABLES = ("pred", "target", "residual", "absolute")
-"""What the means are of; `absolute` is |r|."""
-
-PRODUCTS = (
-    ("pred", "pred"),
-    ("target", "target"),
-    ("residual", "residual"),
-    ("absolute", "absolute"),
-    ("pred", "target"),
-    ("pred", "residual"),
-    ("pred", "absolute"),
-)
-"""Pairs with a sum of products of deviations."""
-
-THIRDS = (("target",) * 3, ("residual",) * 3, ("pred", "residual", "residual"))
-"""Triples with such a sum; the last tells whether the spread of the residuals grows with the prediction."""
-
-FOURTHS = ("target", "residual")
-"""Variables with a sum of fourth powers of deviations."""
-
-LANES, ROWS = 1024, 64
-"""A row of LANES entries is summed in plain floats; ROWS of them make a block, which stays in the cache."""
-
-
-class Compensated(NamedTuple):
-    """A sum as the unevaluated high + low of two floats; low is at most half a unit in the last place of high."""
-
-    high: Any
-    low: Any
-
-    @property
-    def value(self) -> Any:
-        """high + low: in float64 on the host, in the state's type when traced."""
-        if isinstance(self.high, jax.core.Tracer):
-            return self.high + self.low
-        return np.asarray(self.high, np.float64) + np.asarray(self.low, np.float64)
-
-
-class Moments(NamedTuple):
-    """Weighted means, and sums of products of deviations from them, in the order of the tables above."""
-
-    means: Compensated
-    products: Compensated
-    thirds: Compensated
-    fourths: Compensated
-
-
-class Worst(NamedTuple):
-    """The entries of largest |r|, largest first; those that are not finite (size inf) before all. Row −1: no entry."""
-
-    size: Any
-    row: Any
-    pred: Any
-    target: Any
+__all__ = ["ResidualStats"]
 
 
 class ResidualStats(NamedTuple):
@@ -88,11 +34,11 @@ class ResidualStats(NamedTuple):
     axes of the outputs (none when pooled). The parts that cost more are None where `of` was told to leave them out.
 
     >>> from jaxloss.metrics import ResidualStats
-    >>> first = ResidualStats.of(jnp.array([1.0, 2.0]), jnp.zeros(2))
-    >>> second = ResidualStats.of(jnp.array([6.0]), jnp.zeros(1))
+    >>> first = ResidualStats.of(jnp.array([1.0, 2.0]), jnp.array([0.0, 2.0]))
+    >>> second = ResidualStats.of(jnp.array([6.0]), jnp.array([4.0]))
     >>> summary = first.merge(second).summary()
-    >>> summary["n"], summary["mae"], summary["bias"], summary["max_error"]
-    (3, 3.0, 3.0, 6.0)
+    >>> summary["n"], summary["mae"], summary["max_error"], round(summary["r2"], 6)
+    (3, 1.0, 2.0, 0.375)
     """
 
     sums: Compensated
@@ -183,13 +129,7 @@ class ResidualStats(NamedTuple):
 
     def moment(self, *names: str) -> Any:
         """Sum of products of deviations from the mean of two, three or four variables, as far as it is kept."""
-        table, sums = {
-            2: (PRODUCTS, self._moments.products),
-            3: (THIRDS, self._moments.thirds),
-            4: (tuple((name,) * 4 for name in FOURTHS), self._moments.fourths),
-        }[len(names)]
-        order = {tuple(sorted(names)): place for place, names in enumerate(table)}
-        return sums.value[..., order[tuple(sorted(names))]]
+        return moment_sums.moment(self._moments, *names)
 
     @property
     def _moments(self) -> Moments:
@@ -206,41 +146,6 @@ class ResidualStats(NamedTuple):
         return summarize(self, finite_only)
 
 
-def _two_sum(left: Any, right: Any) -> Compensated:
-    """left + right and its rounding error (Knuth)."""
-    high = left + right
-    part = high - left
-    return Compensated(high, (left - (high - part)) + (right - part))
-
-
-def _add(left: Compensated, right: Compensated) -> Compensated:
-    high, error = _two_sum(left.high, right.high)
-    low, rest = _two_sum(left.low, right.low)
-    high, low = _quick_two_sum(high, error + low)
-    high, low = _quick_two_sum(high, low + rest)
-    return Compensated(high, jnp.where(jnp.isfinite(high), low, 0))  # inf − inf
-
-
-def _quick_two_sum(large: Any, small: Any) -> tuple[Any, Any]:
-    high = large + small
-    return high, small - (high - large)
-
-
-def _total(pairs: Compensated) -> Compensated:
-    """The sum along the first axis."""
-    zero = jnp.zeros((), pairs.high.dtype)
-
-    def add(left: Any, right: Any) -> tuple[Any, Any]:
-        high, low = _add(Compensated(*left), Compensated(*right))
-        return high, low
-
-    return Compensated(*lax.reduce(tuple(pairs), (zero, zero), add, (0,)))
-
-
-def _exact(value: jax.Array) -> Compensated:
-    return Compensated(value, jnp.zeros_like(value))
-
-
 @functools.partial(jax.jit, static_argnames=("per_output", "moments", "histogram", "worst"))
 def _of(pred, target, weights, where, rows, *, per_output, **parts):
     shape = target.shape
@@ -250,181 +155,24 @@ def _of(pred, target, weights, where, rows, *, per_output, **parts):
         width = target.size // max(shape[0], 1) if shape else 1
         if rows is not None:
             rows = jnp.broadcast_to(jnp.asarray(rows).reshape(shape[:1] + (1,) * (len(shape) - 1)), shape).ravel()
-        flat = (None if x is None else jnp.ravel(x) for x in (pred, target, weights, where))
-        return _pass(*flat, rows, max(width, 1), **parts)
-    columns = [None if x is None else jnp.reshape(x, (shape[0], -1)).T for x in (pred, target, weights, where)]
-    one = functools.partial(_pass, rows=None if rows is None else jnp.asarray(rows), width=1, **parts)
-    stats = jax.vmap(one, [None if x is None else 0 for x in columns])(*columns)
+        flat = Entries(*(None if x is None else jnp.ravel(x) for x in (pred, target, weights, where)))
+        return _joined(*one_pass(flat, rows, max(width, 1), **parts))
+    arrays = (pred, target, weights, where)
+    columns = Entries(*(None if x is None else jnp.reshape(x, (shape[0], math.prod(shape[1:]))).T for x in arrays))
+    rows = None if rows is None else jnp.asarray(rows)
+
+    def one(column):
+        return _joined(*one_pass(column, rows, 1, **parts))
+
+    stats = jax.vmap(one)(columns)
     return jax.tree.map(lambda leaf: leaf.reshape(shape[1:] + leaf.shape[1:]), stats)
 
 
-def _pass(pred, target, weights, where, rows, width, *, moments, histogram, worst):
-    """One pass over vectors, block by block; the tail is a block of its own."""
-    size, block = target.shape[0], LANES * ROWS
-    data = (pred, target, weights, where, rows)
-    state = (jnp.zeros(BINS, jnp.int32 if weights is None else target.dtype) if histogram else None, None)
-    if histogram and weights is not None:
-        state = (_exact(state[0]), None)
-    state = (state[0], _no_rows(target.dtype, worst) if worst else None)
-
-    def visit(state, start, data):
-        pred, target, weights, where, rows = (None if x is None else x.reshape(-1) for x in data)
-        residual = pred - target
-        finite = jnp.isfinite(residual) if weights is None else jnp.isfinite(residual) & jnp.isfinite(weights)
-        counts, kept = state
-        if histogram:
-            counts = _count(counts, residual, weights, finite if where is None else finite & where)
-        if worst:
-            if rows is None:
-                rows = (start + jnp.arange(residual.size, dtype=jnp.int32)) // width
-            extent = jnp.where(finite, jnp.abs(residual), jnp.inf)
-            for keep in (where, None if weights is None else weights != 0):
-                extent = extent if keep is None else jnp.where(keep, extent, -jnp.inf)
-            kept = _keep(kept, extent, rows, pred, target)
-        return (counts, kept), _rows(*data[:4], moments)
-
-    pieces = []
-    whole = size // block
-    if whole:
-
-        def body(state, number):
-            start = number * block
-            cut = [None if x is None else lax.dynamic_slice(x, (start,), (block,)) for x in data]
-            return visit(state, start, [None if x is None else x.reshape(ROWS, LANES) for x in cut])
-
-        state, stacked = lax.scan(body, state, jnp.arange(whole, dtype=jnp.int32))
-        pieces.append(jax.tree.map(lambda leaf: leaf.reshape((-1, *leaf.shape[2:])), stacked))
-    start = whole * block
-    tail = size - start
-    if tail or not whole:
-        lanes = min(max(tail, 1), LANES)
-        missing = -tail % lanes if tail else 1
-        cut = [None if x is None else x[start:] for x in data]
-        if missing:
-            cut[3] = jnp.ones(tail, bool) if where is None else cut[3]
-            cut = [None if x is None else jnp.pad(x, (0, missing)) for x in cut]
-        state, piece = visit(state, start, [None if x is None else x.reshape(-1, lanes) for x in cut])
-        pieces.append(piece)
-    stacked = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *pieces)
-    counts, kept = state
-    if histogram and weights is None:
-        counts = _whole(counts, target.dtype)
-    return _combine(stacked)._replace(histogram=counts, worst=kept)
-
-
-def _whole(counts: jax.Array, dtype: Any) -> Compensated:
-    """Integers as pairs."""
-    high = counts.astype(dtype)
-    return Compensated(high, (counts - high.astype(counts.dtype)).astype(dtype))
-
-
-def _count(counts, residual, weights, present):
-    """The histogram with a block added."""
-    places = bin_of(residual)
-    if weights is None:
-        return counts.at[places].add(present.astype(jnp.int32))
-    return _add(counts, _exact(jnp.zeros_like(counts.high).at[places].add(jnp.where(present, weights, 0))))
-
-
-def _no_rows(dtype: Any, number: int) -> Worst:
-    nothing = jnp.full(number, jnp.nan, dtype)
-    return Worst(jnp.full(number, -jnp.inf, dtype), jnp.full(number, -1, jnp.int32), nothing, nothing)
-
-
-def _keep(kept: Worst, extent, rows, pred, target) -> Worst:
-    """The worst of those kept and a block; a block with none of them costs one maximum."""
-    number = kept.size.shape[-1]
-
-    def search(kept: Worst) -> Worst:
-        largest, places = lax.top_k(extent, min(number, extent.size))
-        row = jnp.where(largest == -jnp.inf, -1, rows[places]).astype(kept.row.dtype)
-        block = Worst(largest, row, pred[places], target[places])
-        return _worst(jax.tree.map(lambda *leaves: jnp.concatenate(leaves), kept, block), number)
-
-    return lax.cond(extent.max() >= kept.size[-1], search, lambda kept: kept, kept)
-
-
-def _worst(entries: Worst, number: int) -> Worst:
-    """The first `number` by size, then by row, along the last axis."""
-    size, row, pred, target = lax.sort((-entries.size, entries.row, entries.pred, entries.target), num_keys=2)
-    return jax.tree.map(lambda leaf: leaf[..., :number], Worst(-size, row, pred, target))
-
-
-def _rows(pred, target, weights, where, moments) -> ResidualStats:
-    """Sums and moments along the last axis: of a few thousand entries at most, so that plain sums are accurate."""
-    if weights is not None or where is not None:
-        return _masked_rows(pred, target, weights, where, moments)
-    return lax.cond(
-        jnp.isfinite((pred - target).sum()),
-        lambda: _present_rows(pred, target, None, pred[..., :1], target[..., :1], target.shape[-1], 0.0, moments),
-        lambda: _masked_rows(pred, target, None, None, moments),
-    )
-
-
-def _masked_rows(pred, target, weights, where, moments) -> ResidualStats:
-    """Absent entries become repetitions of a present one, with weight 0."""
-    finite = jnp.isfinite(pred - target)
-    if weights is not None:
-        finite = finite & jnp.isfinite(weights)
-    present = finite if where is None else finite & where
-    nonfinite = (~finite if where is None else ~finite & where).sum(-1)
-    first = jnp.argmax(present, -1, keepdims=True)
-    some = jnp.any(present, -1, keepdims=True)
-
-    def fill(values):
-        one = jnp.where(some, jnp.take_along_axis(values, first, -1), 0)
-        return jnp.where(present, values, one), one
-
-    (pred, pred_one), (target, target_one) = fill(pred), fill(target)
-    weights = jnp.where(present, 1 if weights is None else weights, 0).astype(target.dtype)
-    return _present_rows(pred, target, weights, pred_one, target_one, present.sum(-1), nonfinite, moments)
-
-
-def _present_rows(pred, target, weights, pred_one, target_one, count, nonfinite, moments) -> ResidualStats:
-    residual = pred - target
-    shape, dtype = target.shape[:-1], target.dtype
-
-    def total(values):
-        return (values if weights is None else values * weights).sum(-1)
-
-    weight = jnp.full(shape, count, dtype) if weights is None else weights.sum(-1)
-    extent = jnp.abs(residual)
-    sums = [
-        jnp.broadcast_to(count, shape).astype(dtype),
-        jnp.broadcast_to(nonfinite, shape).astype(dtype),
-        weight,
-        weight if weights is None else jnp.square(weights).sum(-1),
-        total((residual > 0).astype(dtype)),
-        total((residual < 0).astype(dtype)),
-        total(residual),
-        total(extent),
-        total(jnp.square(residual)),
-    ]
-    if weights is not None:
-        extent = jnp.where(weights != 0, extent, -jnp.inf)
-    stats = ResidualStats(_exact(jnp.stack(sums, -1)), extent.max(-1), None, None, None)
-    if not moments:
-        return stats
-    # Deviations from one of the entries first: exactly 0 in a constant row, and small beside any offset.
-    residual_one = pred_one - target_one
-    ones = pred_one, target_one, residual_one, jnp.abs(residual_one)
-    deviations, means = {}, []
-    for name, values, one in zip(VARIABLES, (pred, target, residual, jnp.abs(residual)), ones, strict=True):
-        shift = total(values - one) / jnp.where(weight == 0, 1, weight)
-        deviations[name] = (values - one) - shift[..., None]
-        means.append(_two_sum(one[..., 0], shift))
-
-    def product(*names):
-        return total(functools.reduce(jnp.multiply, [deviations[name] for name in names]))
-
-    return stats._replace(
-        moments=Moments(
-            jax.tree.map(lambda *leaves: jnp.stack(leaves, -1), *means),
-            _exact(jnp.stack([product(*names) for names in PRODUCTS], -1)),
-            _exact(jnp.stack([product(*names) for names in THIRDS], -1)),
-            _exact(jnp.stack([total(jnp.square(jnp.square(deviations[name]))) for name in FOURTHS], -1)),
-        )
-    )
+def _joined(pieces: Piece, histogram: Compensated | None, worst: Worst | None) -> ResidualStats:
+    stacked = ResidualStats(pieces.sums, pieces.largest, pieces.moments, None, None)
+    alone = pieces.largest.shape[0] == 1
+    joined = jax.tree.map(lambda leaf: leaf[0], stacked) if alone else _combine(stacked)
+    return joined._replace(histogram=histogram, worst=worst)
 
 
 @jax.jit
@@ -437,56 +185,14 @@ def _combine(stats: ResidualStats) -> ResidualStats:
     moments, histogram, worst = stats.moments, stats.histogram, stats.worst
     if moments is not None:
         weight = stats.sums.high[..., SUMS.index("weight")] + stats.sums.low[..., SUMS.index("weight")]
-        moments = _combine_moments(moments, weight)
+        moments = moment_sums.combine(moments, weight)
     if worst is not None:
         joined = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, -2).reshape((*leaf.shape[1:-1], -1)), worst)
-        worst = _worst(joined, worst.size.shape[-1])
+        worst = worst_rows.first(joined, worst.size.shape[-1])
     return ResidualStats(
-        _total(stats.sums),
+        total(stats.sums),
         stats.largest.max(0, initial=-jnp.inf),
         moments,
-        None if histogram is None else _total(histogram),
+        None if histogram is None else total(histogram),
         worst,
-    )
-
-
-def _combine_moments(moments: Moments, weight: jax.Array) -> Moments:
-    """Moments within the groups, plus those of the groups' means; the groups are along the first axis."""
-    weight = weight[..., None]
-    heaviest = jnp.argmax(weight, 0, keepdims=True)  # an empty group has no mean
-    origin = jax.tree.map(lambda leaf: jnp.take_along_axis(leaf, heaviest, 0), moments.means)
-    gap = (moments.means.high - origin.high) + (moments.means.low - origin.low)
-    gap = jnp.where(weight == 0, 0, gap)
-    whole = _total(_exact(weight)).high
-    shift = _total(_exact(weight * gap)).high / jnp.where(whole == 0, 1, whole)
-    gap = gap - shift[None]
-    means = _add(jax.tree.map(lambda leaf: leaf[0], origin), _exact(shift))
-
-    def of(table, name, sums):
-        return sums.high[..., table.index(name)]
-
-    def stacked(values: Sequence[jax.Array]) -> Compensated:
-        return _exact(jnp.stack(values, -1))
-
-    weight = weight[..., 0]
-    gaps = {name: gap[..., place] for place, name in enumerate(VARIABLES)}
-    between = stacked([weight * gaps[x] * gaps[y] for x, y in PRODUCTS])
-
-    def second(x, y):
-        return of(PRODUCTS, (x, y), moments.products)
-
-    def third(x, y, z):
-        mixed = gaps[x] * second(y, z) + gaps[y] * second(x, z) + gaps[z] * second(x, y)
-        return mixed + weight * gaps[x] * gaps[y] * gaps[z]
-
-    def fourth(x):
-        square = gaps[x] * gaps[x]
-        own = 4 * gaps[x] * of(THIRDS, (x, x, x), moments.thirds) + 6 * square * second(x, x)
-        return own + weight * square * square
-
-    return Moments(
-        means,
-        _total(_add(moments.products, between)),
-        _total(_add(moments.thirds, stacked([third(*names) for names in THIRDS]))),
-        _total(_add(moments.fourths, stacked([fourth(name) for name in FOURTHS]))),
     )

@@ -304,7 +304,7 @@ def d2(loss: Any) -> Callable[..., jax.Array]:
 
 def _best_constant(name: str, traits: Any, settings: dict[str, Any]) -> Callable:
     """How to find the constant of least loss: a function of (target, group, average loss)."""
-    level = settings.get("level")
+    level: Any = settings.get("level")
     if traits.estimates == "mean":
         return lambda target, group, average: group.average(target)
     if traits.estimates == "median":

@@ -83,7 +83,7 @@ def one_pass(
     counts: Any = None
     if histogram:
         counts = jnp.zeros(BINS, jnp.int32) if data.weights is None else exact(jnp.zeros(BINS, dtype))
-    state = (counts, no_rows(dtype, worst) if worst else None)
+    state = _spread((counts, no_rows(dtype, worst) if worst else None), data.target)
 
     def visit(state, start, length):
         """Histogram and worst rows with some entries added."""
@@ -182,7 +182,7 @@ def _accumulate(slices, first, last, centre, masked, moments):
 
     lanes, dtype = slices(first)[0].target.shape, slices(first)[0].target.dtype
     number = len(jax.eval_shape(lambda: _terms(slices(first)[0], centre, masked, moments)))
-    start = [jnp.zeros(lanes, dtype)] * number, jnp.full(lanes, -jnp.inf, dtype)
+    start = _spread(([jnp.zeros(lanes, dtype)] * number, jnp.full(lanes, -jnp.inf, dtype)), slices(first)[0].target)
     if isinstance(last, int):
         sums, largest = step(0, start)
     else:
@@ -233,6 +233,12 @@ def _piece(sums: jax.Array, largest: jax.Array, centre: dict[str, jax.Array], mo
     weight = sums[SUMS.index("weight")]
     about = central(sums[len(SUMS) :], weight, centre) if moments else None
     return Piece(exact(sums[: len(SUMS)]), largest, about)
+
+
+def _spread(start: Any, like: jax.Array) -> Any:
+    """The start of a loop, made to depend on the data: under `shard_map` it must differ between shards as they do."""
+    nothing = jnp.isnan(like[0]).astype(jnp.int32) * 0
+    return jax.tree.map(lambda leaf: leaf + nothing.astype(leaf.dtype), start)
 
 
 def _count(counts: Any, part: Entries) -> Any:

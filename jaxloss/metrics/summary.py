@@ -37,7 +37,8 @@ def summarize(stats: ResidualStats, finite_only: bool) -> dict[str, Any]:
     if stats.worst is not None:
         worst = stats.worst._asdict()
         result |= {f"worst_{name}": np.asarray(worst[name]) for name in ("row", "pred", "target")}
-        result["worst_residual"] = result["worst_pred"] - result["worst_target"]
+        with np.errstate(invalid="ignore", over="ignore"):
+            result["worst_residual"] = result["worst_pred"] - result["worst_target"]
     return result
 
 

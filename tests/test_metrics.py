@@ -320,6 +320,7 @@ def test_d2_says_what_it_needs():
     )
 
 
+@pytest.mark.slow
 def test_medians_of_many_entries_count_in_integers():
     errors = np.zeros(2**24 + 3, np.float32)
     errors[: 2**23 + 1] = 1.0  # just under half of them

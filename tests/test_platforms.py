@@ -26,7 +26,7 @@ ARROWS = {
     "lift": {"reduce", "contract"},
     "losses": {"losses", "lift", "kink", "contract"},
     "likelihood": {"likelihood", "lift", "kink", "contract", "losses", "reduce"},
-    "metrics": {"reduce", "kink", "contract"},
+    "metrics": {"metrics", "reduce", "kink", "contract"},
     "diagnostics": {"metrics", "reduce", "contract"},
     "plots": {"diagnostics", "metrics", "contract"},
     "solve": {"solve", "lift", "reduce", "kink", "contract", "losses"},

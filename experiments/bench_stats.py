@@ -1,0 +1,80 @@
+"""What does one pass of `ResidualStats` over many residuals cost, against the memory's bandwidth?
+
+    python -m experiments bench_stats --rows 100000000
+
+Two float32 arrays are read once. The bandwidth bound is the time XLA takes to sum pred + target, which reads as much
+and computes next to nothing. All variants run in one process, in a new random order each round; what is reported is the
+fastest time of each, and the bound as a share of it. Σr², Σ|r| and bias are held to 40 % of the bound, all moments to
+20 %; the histogram and the worst rows have no bar, their cost is stated.
+
+Answer, from one run over 2²⁵ residuals on two CPU cores with a load of 7, so provisional: the bound 0.57 ns a row; the
+sums 2.0 ns (29 % of the bound), with moments 4.4 ns (13 %), sums with worst rows 4.9 ns, with the histogram 4.5 ns,
+everything 9.7 ns. Neither bar was met there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import common
+from jaxloss.metrics import ResidualStats
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "sums": {"moments": False, "histogram": False, "worst": 0},
+    "sums and moments": {"moments": True, "histogram": False, "worst": 0},
+    "sums and worst rows": {"moments": False, "histogram": False, "worst": 8},
+    "sums and histogram": {"moments": False, "histogram": True, "worst": 0},
+    "everything": {"moments": True, "histogram": True, "worst": 8},
+}
+BARS = {"sums": 0.4, "sums and moments": 0.2}
+
+
+@dataclass(frozen=True)
+class Config:
+    rows: int = 10_000_000
+    """Residuals."""
+    rounds: int = 7
+    """Rounds of timing."""
+    seed: int = 0
+    out: Path | None = None
+    """Run folder; a new one under runs/bench_stats if not given."""
+
+
+def run(config: Config, folder: Path) -> dict[str, Any]:
+    keys = jax.random.split(jax.random.key(config.seed))
+    target = jax.random.normal(keys[0], (config.rows,))
+    pred = target + jax.random.normal(keys[1], (config.rows,))
+    bound = jax.jit(lambda p, t: jnp.sum(p + t))
+    calls: dict[str, Callable] = {"bound": lambda: bound(pred, target)}
+    for name, parts in VARIANTS.items():
+        calls[name] = lambda parts=parts: ResidualStats.of(pred, target, **parts)
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        jax.block_until_ready(call())
+    order = np.random.default_rng(config.seed)
+    for _ in range(config.rounds):
+        for name in order.permutation(list(calls)):
+            started = time.perf_counter()
+            jax.block_until_ready(calls[name]())
+            times[name].append(time.perf_counter() - started)
+    best = {name: min(seconds) for name, seconds in times.items()}
+    table = [
+        (name, 1e9 * seconds / config.rows, 8e-9 * config.rows / seconds, best["bound"] / seconds)
+        for name, seconds in best.items()
+    ]
+    common.print_table(f"One pass over {config.rows:,} residuals", ("part", "ns/row", "GB/s", "of the bound"), table)
+    shares = {name: best["bound"] / seconds for name, seconds in best.items()}
+    figure, (axes,) = common.figure(1)
+    axes.barh(list(shares), list(shares.values()))
+    axes.set(xlabel="share of the bandwidth bound", title=f"{config.rows:,} residuals")
+    figure.savefig(folder / "figure.png", dpi=140)
+    claims = {f"{name}: at least {bar:.0%} of the bound": shares[name] >= bar for name, bar in BARS.items()}
+    return {"seconds_per_pass": best, "shares": shares, "claims": claims}

@@ -520,7 +520,7 @@ def stream(offset, rows, seed):
 @pytest.mark.parametrize("rows", [200_000, pytest.param(10_000_000, marks=pytest.mark.slow)])
 def test_r2_of_a_ragged_stream_far_from_zero(offset, rows):
     got, want = stream(offset, rows, 1)
-    assert abs(got["r2"] - want["r2"]) < 1e-6  # the bar is 1e-4
-    assert abs(got["pearson"] - want["pearson"]) < 1e-6
-    assert abs(got["mae"] / want["mae"] - 1) < 1e-6
+    assert abs(got["r2"] - want["r2"]) < 1e-5  # the bar is 1e-4
+    assert abs(got["pearson"] - want["pearson"]) < 1e-5
+    assert abs(got["mae"] / want["mae"] - 1) < 1e-5
     assert abs(got["residual_kurtosis"] - 3) < 0.05

@@ -2,12 +2,21 @@
 
 import hypothesis
 import jax
+import numpy as np
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 hypothesis.settings.register_profile("suite", deadline=None, max_examples=12, derandomize=True, database=None)
 hypothesis.settings.load_profile("suite")
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers(request):
+    """A test draws the same numbers whichever tests ran before it in its process."""
+    random = getattr(request.module, "RANDOM", None)
+    if random is not None:
+        random.bit_generator.state = np.random.default_rng(0).bit_generator.state
 
 
 @pytest.fixture

@@ -1,9 +1,11 @@
 """Training: the step, whole fits in one compiled program, and the doors to flax models."""
 
 from jaxloss.train.fitting import FitResult as FitResult
+from jaxloss.train.fitting import NonFiniteError as NonFiniteError
 from jaxloss.train.fitting import fit as fit
 from jaxloss.train.models import functional as functional
+from jaxloss.train.objective import penalized as penalized
+from jaxloss.train.objective import supervised as supervised
 from jaxloss.train.state import Batch as Batch
 from jaxloss.train.state import TrainState as TrainState
 from jaxloss.train.step import make_step as make_step
-from jaxloss.train.step import supervised as supervised

@@ -1,11 +1,11 @@
-"""Whole fits as one compiled program: epochs of shuffled batches, validation and early stopping inside it."""
+"""`fit`: from a model, a loss and data to trained parameters, watched, saved and resumed on the way."""
 
 from __future__ import annotations
 
-import functools
 import operator
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,43 +13,42 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import lax
+from jax.sharding import Mesh
 
-from jaxloss.reduce import LossSum
+from jaxloss.contract import as_pytree
+from jaxloss.train.data import DATA_AXIS, Layout, as_batch, count_rows, screen, spread
+from jaxloss.train.epochs import Clock, Limits, Run
+from jaxloss.train.objective import Objective, supervised
 from jaxloss.train.progress import Progress
+from jaxloss.train.sources import Arrays, Stream, is_mapped, iterable_passes, mapped_batches
 from jaxloss.train.state import Batch, TrainState
-from jaxloss.train.step import Objective, as_pytree, make_step, objective_sum, supervised
 
-__all__ = ["FitResult", "fit"]
+__all__ = ["FitResult", "NonFiniteError", "fit"]
 
-STEPS_PER_CALL = 4096
-"""Steps in one call of the compiled program: enough to hide its dispatch, few enough to report progress."""
-
-ROWS_PER_EVALUATION = 8192
-"""Validation rows evaluated at once: a bound on memory."""
+SECONDS_PER_CALL = 0.25
+"""How long the compiled program runs before the host looks up, where there is something to look after."""
 
 
 class FitResult(NamedTuple):
     """What a fit returns."""
 
     params: Any
-    """The best parameters by validation loss, or the last ones if there is no validation data."""
+    """The best parameters by validation loss, or the last ones if there is no validation data; averaged, if asked."""
     state: TrainState
     """The last state."""
     history: dict[str, np.ndarray]
-    """Per epoch: "loss", the mean training loss over its batches, and "validation_loss" after it, if there is any."""
+    """Per epoch: "loss", the mean training loss over its batches, without any penalty; "skipped", updates skipped;
+    "validation_loss" after it, if there is such data; "penalty", if the objective has one."""
     best_epoch: int
     """The epoch `params` are from, counted from 1; 0 means the initial ones."""
 
 
-class _Progress(NamedTuple):
-    """The loop's carry: the training state, and what early stopping remembers."""
+class NonFiniteError(FloatingPointError):
+    """Too many updates were skipped because a loss or parameter was not finite; `result` is what there is."""
 
-    state: TrainState
-    epoch: jax.Array
-    best_params: Any
-    best_loss: jax.Array
-    best_epoch: jax.Array
+    def __init__(self, message: str, result: Any):
+        super().__init__(message)
+        self.result = result
 
 
 def fit(
@@ -61,22 +60,41 @@ def fit(
     optimizer: optax.GradientTransformation,
     epochs: int,
     batch_size: int | None = None,
+    epoch_steps: int | None = None,
     validation: Any = None,
     patience: int | None = None,
     objective: Objective | None = None,
     model_state: Any = None,
     seed: int = 0,
+    micro_batches: int = 1,
+    average: float | None = None,
+    nonfinite: str = "error",
+    max_skipped: int = 10,
+    callbacks: Sequence[Callable[[int, TrainState, dict[str, float]], Any]] = (),
+    mesh: Mesh | None = None,
     progress: bool = False,
     run_dir: str | Path | None = None,
 ) -> FitResult:
-    """Minimise a loss over arrays in memory.
+    """Minimise a loss over arrays or over a stream of batches.
 
     apply: `apply(params, x) -> pred`, or its stateful form (`supervised`) when `model_state` is given.
-    data, validation: `(x, target)` or a `Batch` of whole arrays, rows along the first axis.
+    data: `(x, target)` or a `Batch` of whole arrays, rows along the first axis; those in files (`np.memmap`) are read
+        batch by batch. Or an iterable of such batches, one pass an epoch: a list, a grain dataset, a generator.
+    validation: whole arrays.
     loss: any loss; its settings bound with `Partial`. `objective`, in place of apply and loss, for anything else.
     batch_size: rows per step, drawn in a fresh order each epoch that depends on (seed, epoch) alone; the last batch is
-        padded, the padding masked. None takes all rows in every step.
+        padded, the padding masked. None takes all rows in every step. Of a stream: the rows all batches are padded to,
+        None for those of the first.
+    epoch_steps: ends the epochs of a stream after so many batches; it then need not end.
     patience: stop after this many epochs without a better validation loss.
+    micro_batches: see `make_step`.
+    average: the decay of a moving average of the parameters, such as 0.999, which is validated and returned.
+    nonfinite: what to do with rows that hold NaN or infinity and are not masked: "error" or "mask".
+    max_skipped: an update that is not finite is skipped; after so many `NonFiniteError` is raised.
+    callbacks: functions of (epoch, state, that epoch's line of the history), called after every epoch; the fit ends
+        when one returns True.
+    mesh: spreads the rows over its axis "data"; the parameters are on every device. With several processes each passes
+        the same arrays, or its own part of every batch of a stream.
     progress: draw a progress line on stderr, if that is a terminal.
     run_dir: append a line per epoch to `metrics.jsonl` in this folder. Without it no file is written.
 
@@ -91,186 +109,110 @@ def fit(
     >>> round(float(result.params["slope"]), 3), round(float(result.params["intercept"]), 3)
     (3.0, 2.0)
     """
-    objective = _objective(apply, loss, objective, stateful=model_state is not None)
-    batch = _as_batch("data", data)
-    held_out = None if validation is None else _as_batch("validation", validation)
-    rows = _rows(batch)
-    if batch_size is not None and not 1 <= operator.index(batch_size) <= rows:
-        raise ValueError(f"fit: batch_size={batch_size} must be between 1 and the number of rows, {rows}")
-    if operator.index(epochs) < 0:
-        raise ValueError(f"fit: epochs must not be negative, got {epochs}")
-    if patience is not None and (held_out is None or patience < 1):
-        raise ValueError(f"fit: patience={patience} needs validation data and must be at least 1")
-    batch_size = rows if batch_size is None else batch_size
-    steps = -(-rows // batch_size)
-    call_epochs = max(1, min(STEPS_PER_CALL // steps, 2**22 // rows))
-    carry = _start(params, model_state, seed, optimizer=optimizer)
-    patience = epochs if patience is None else patience
-    log = Progress(epochs, steps, progress, run_dir)
-    done, losses, held_out_losses = 0, [], []
-    while done < epochs:
-        started = time.perf_counter()
-        count = min(call_epochs, epochs - done, log.epochs_per_call)
-        orders = None
-        if steps > 1:  # padded to one shape, with row 0 where a batch is not full
-            orders = np.zeros((call_epochs, steps * batch_size), np.int32)
-            orders[:count, :rows] = epoch_orders(seed, done, count, rows)
-        static = {"optimizer": optimizer, "batch_size": batch_size, "capacity": call_epochs}
-        carry, history = _run(carry, objective, batch, held_out, orders, count, patience, **static)
-        ran = int(carry.epoch) - done
-        history = [np.asarray(values)[:ran] for values in history]
-        losses.append(history[0])
-        held_out_losses.append(history[1])
-        log.report(done, history[0], history[1] if held_out is not None else None, time.perf_counter() - started)
-        done += ran
-        if ran < count:
-            break
-    log.close()
-    curves = {"loss": np.concatenate(losses) if losses else np.zeros(0, np.float32)}
-    if held_out is None:
-        return FitResult(carry.state.params, carry.state, curves, done)
-    curves["validation_loss"] = np.concatenate(held_out_losses) if losses else np.zeros(0, np.float32)
-    return FitResult(carry.best_params, carry.state, curves, int(carry.best_epoch))
+    objective = choose_objective("fit", apply, loss, objective, stateful=model_state is not None)
+    held_out = None if validation is None else screen("validation", as_batch("validation", validation), nonfinite)
+    check_numbers("fit", epochs, patience, held_out, average, max_skipped, micro_batches)
+    limits = Limits(epochs + 1 if patience is None else patience, max_skipped)
+    if mesh is not None and DATA_AXIS not in mesh.shape:
+        raise ValueError(f"fit: the mesh needs an axis {DATA_AXIS!r}, it has {tuple(mesh.shape)}")
+    shared = (objective, optimizer, None if held_out is None else spread(held_out, mesh), limits, epochs, average, mesh)
+    whole = isinstance(data, tuple) and not is_mapped(data)
+    if not whole:
+        if is_mapped(data):
+            batch = as_batch("data", data)
+            batch_size = count_rows(batch) if batch_size is None else batch_size
+            passes = mapped_batches(batch, check_batch_size(batch_size, batch), seed)
+        elif hasattr(data, "__iter__"):
+            passes = iterable_passes(data)
+        else:
+            raise TypeError(f"fit: data must be (x, target), a Batch or an iterable of them, got {type(data).__name__}")
+        source: Any = Stream(
+            *shared, passes=passes, micro_batches=micro_batches, batch_size=batch_size, epoch_steps=epoch_steps,
+            nonfinite=nonfinite,
+        )  # fmt: skip
+    else:
+        if epoch_steps is not None:
+            raise ValueError(f"fit: epoch_steps={epoch_steps} is for streams; of arrays an epoch is all rows")
+        batch = screen("data", as_batch("data", data), nonfinite)
+        rows = check_batch_size(batch_size, batch)
+        layout = Layout.of(count_rows(batch), rows, 1 if mesh is None else mesh.shape[DATA_AXIS])
+        orders = None if layout.steps == 1 else lambda first, count, size: layout.orders(seed, first, count, size)
+        source = Arrays(*shared, data=spread(batch, mesh), layout=layout, micro_batches=micro_batches, orders=orders)
+    run = source.begin(params, model_state, seed)
+    log = Progress(epochs, source.plan.layout.steps, progress, run_dir)
+    watched = log.watches or bool(callbacks)
+    history: dict[str, list[np.ndarray]] = {}
+    clock, left, going = Clock(0, 0), 32 if watched else 2**31 - 1, True
+    try:
+        while clock.epoch < epochs and going:
+            began, started = clock.epoch, time.perf_counter()
+            run, clock, going, ended = source.advance(run, clock, left, began + 1 if callbacks else epochs)
+            seconds = time.perf_counter() - started
+            for name, curve in ended.items():
+                history.setdefault(name, []).append(curve)
+            log.report(began, ended, seconds)
+            if watched:
+                left = max(1, min(2 * left, int(left * SECONDS_PER_CALL / seconds)))
+            if callbacks and clock.epoch > began:
+                line = {name: float(curve[0]) for name, curve in ended.items()}
+                state = jax.tree.map(jnp.copy, run.state)  # the next call takes the run's arrays
+                if True in [callback(clock.epoch, state, line) for callback in callbacks]:
+                    going = False
+    finally:
+        source.close()
+        log.close()
+    return finished(run, clock, history, held_out is not None, max_skipped)
 
 
-def _objective(apply: Any, loss: Any, objective: Any, *, stateful: bool) -> Any:
+def finished(run: Run, clock: Clock, history: dict[str, list[np.ndarray]], validated: bool, limit: int) -> FitResult:
+    """The result of a run; raises if it was given up, warns if updates were skipped."""
+    curves = {name: np.concatenate(parts) for name, parts in history.items()}
+    for name in ("loss", *(["validation_loss"] if validated else [])):
+        curves.setdefault(name, np.zeros(0, np.float32))
+    last = run.state.params if run.average is None else run.average
+    result = FitResult(
+        run.best_params if validated else last, run.state, curves, int(run.best_epoch) if validated else clock.epoch
+    )
+    if skipped := int(run.skipped):
+        first = int(run.first_skipped)
+        told = f"{skipped} updates were skipped because a loss or parameter was not finite, the first at step {first}"
+        if skipped >= limit:
+            repair = "lower the learning rate, clip gradients, or look at that batch"
+            raise NonFiniteError(f"fit: {told}: {repair}; the error's `result` holds the last good state", result)
+        warnings.warn(f"fit: {told}", stacklevel=3)
+    return result
+
+
+def choose_objective(name: str, apply: Any, loss: Any, objective: Any, *, stateful: bool) -> Any:
+    """The objective, or that of apply and loss."""
     if objective is not None:
         if apply is not None or loss is not None:
-            raise TypeError("fit: give either apply and loss, or objective (then apply is None)")
+            raise TypeError(f"{name}: give either apply and loss, or objective (then apply is None)")
         return as_pytree(objective)
     if apply is None or loss is None:
-        raise TypeError("fit: needs apply and loss=, or objective=")
+        raise TypeError(f"{name}: needs apply and loss=, or objective=")
     return supervised(apply, loss, stateful=stateful)
 
 
-def _as_batch(name: str, data: Any) -> Batch:
-    if not isinstance(data, tuple) or not 2 <= len(data) <= 4:
-        raise TypeError(f"fit: {name} must be (x, target) or a Batch, got {type(data).__name__}")
-    batch = Batch(*data)
-    sizes = {
-        part: jnp.shape(leaf)[0] if jnp.ndim(leaf) else None
-        for part, value in (("x", batch.x), ("target", batch.target))
-        for leaf in jax.tree.leaves(value)
-    }
-    if len(set(sizes.values())) != 1 or None in sizes.values():
-        raise ValueError(f"fit: {name} must have the same number of rows in x and target, got {sizes}")
-    if 0 in sizes.values():
-        raise ValueError(f"fit: {name} has no rows")
-    return jax.tree.map(jnp.asarray, batch)
+def check_numbers(
+    name: str, epochs: Any, patience: Any, held_out: Any, average: Any, max_skipped: Any, micro_batches: Any
+) -> None:
+    """Raise `ValueError` for a bad number."""
+    if operator.index(epochs) < 0:
+        raise ValueError(f"{name}: epochs must not be negative, got {epochs}")
+    if patience is not None and (held_out is None or patience < 1):
+        raise ValueError(f"{name}: patience={patience} needs validation data and must be at least 1")
+    if average is not None and not 0 <= average < 1:
+        raise ValueError(f"{name}: average={average} is a decay, at least 0 and less than 1")
+    if operator.index(max_skipped) < 1:
+        raise ValueError(f"{name}: max_skipped={max_skipped} must be at least 1")
+    if operator.index(micro_batches) < 1:
+        raise ValueError(f"{name}: micro_batches={micro_batches} must be at least 1")
 
 
-def _rows(batch: Batch) -> int:
-    return jax.tree.leaves(batch.x)[0].shape[0]
-
-
-def epoch_orders(seed: int, first: int, count: int, rows: int) -> np.ndarray:
-    """The order of the rows in each of `count` epochs after the `first`: a permutation keyed by (seed, epoch).
-
-    Drawn on the host: a permutation on the device is a sort, which for a small network costs as much as the training.
-    """
-    orders = np.empty((count, rows), np.int32)
-    for number in range(count):
-        bits = np.random.Philox(key=np.array([seed % 2**64, first + number], np.uint64))
-        orders[number] = np.random.Generator(bits).permutation(rows)
-    return orders
-
-
-@functools.partial(jax.jit, static_argnames="optimizer")
-def _start(params: Any, model_state: Any, seed: Any, *, optimizer: optax.GradientTransformation) -> _Progress:
-    state = TrainState.create(params, optimizer, model_state=model_state, seed=seed)
-    return _Progress(state, jnp.zeros((), jnp.int32), params, jnp.full((), jnp.inf), jnp.zeros((), jnp.int32))
-
-
-@functools.partial(jax.jit, static_argnames=("optimizer", "batch_size", "capacity"))
-def _run(
-    carry: _Progress,
-    objective: Any,
-    data: Batch,
-    held_out: Batch | None,
-    orders: Any,
-    count: Any,
-    patience: Any,
-    *,
-    optimizer: optax.GradientTransformation,
-    batch_size: int,
-    capacity: int,
-) -> tuple[_Progress, tuple[jax.Array, jax.Array]]:
-    """Run `count` epochs, fewer if patience ends; the losses of each fill the head of two arrays of `capacity`."""
-    step = make_step(objective, optimizer)
-    rows = _rows(data)
-
-    def train(state: TrainState, order: Any) -> tuple[TrainState, LossSum]:
-        if order is None:
-            state, metrics = step(state, data)
-            return state, metrics["loss"]
-
-        def one(state: TrainState, numbered: Any) -> tuple[TrainState, LossSum]:
-            start, index = numbered
-            batch = _select(data, rows, index, None if rows % batch_size == 0 else start + positions < rows)
-            state, metrics = step(state, batch)
-            return state, metrics["loss"]
-
-        positions = jnp.arange(batch_size)
-        order = order.reshape(-1, batch_size)
-        state, sums = lax.scan(one, state, (batch_size * jnp.arange(len(order)), order))
-        return state, jax.tree.map(jnp.sum, sums)
-
-    def epoch(loop: Any) -> Any:
-        number, carry, losses, held_out_losses = loop
-        state, sum_ = train(carry.state, None if orders is None else orders[number])
-        losses = losses.at[number].set(sum_.mean)
-        carry = carry._replace(state=state, epoch=carry.epoch + 1)
-        if held_out is not None:
-            held_out_loss = _evaluate(objective, state, held_out).mean
-            held_out_losses = held_out_losses.at[number].set(held_out_loss)
-            better = held_out_loss < carry.best_loss
-            best = jax.tree.map(lambda new, old: jnp.where(better, new, old), state.params, carry.best_params)
-            carry = carry._replace(
-                best_params=best,
-                best_loss=jnp.where(better, held_out_loss, carry.best_loss),
-                best_epoch=jnp.where(better, carry.epoch, carry.best_epoch),
-            )
-        return number + 1, carry, losses, held_out_losses
-
-    def unfinished(loop: Any) -> Any:
-        number, carry, _, _ = loop
-        return (number < count) & ((held_out is None) | (carry.epoch - carry.best_epoch < patience))
-
-    curve = jnp.zeros(capacity)
-    _, carry, losses, held_out_losses = lax.while_loop(unfinished, epoch, (0, carry, curve, curve))
-    return carry, (losses, held_out_losses)
-
-
-def _select(data: Batch, rows: int, index: Any, present: Any) -> Batch:
-    """The rows of one batch, those that are padding masked."""
-
-    def take(leaf: Any) -> Any:
-        return leaf.at[index].get(mode="promise_in_bounds") if leaf.ndim and leaf.shape[0] == rows else leaf
-
-    batch = jax.tree.map(take, data)
-    if present is None:
-        return batch
-
-    def mask(target: Any, where: Any = None) -> Any:
-        rows_present = present.reshape(present.shape + (1,) * (target.ndim - 1))
-        return rows_present if where is None else where & rows_present
-
-    masked = (batch.target,) if batch.where is None else (batch.target, batch.where)
-    return batch._replace(where=jax.tree.map(mask, *masked))
-
-
-def _evaluate(objective: Any, state: TrainState, data: Batch) -> LossSum:
-    """The objective's sum over all rows, a bounded number at a time."""
-
-    def part(batch: Batch) -> LossSum:
-        return objective_sum(objective, state.params, batch, state.model_state, state.key, train=False)[0]
-
-    rows = _rows(data)
-    if rows <= ROWS_PER_EVALUATION:
-        return part(data)
-
-    def one(start: Any) -> LossSum:
-        index = start + jnp.arange(ROWS_PER_EVALUATION)
-        return part(_select(data, rows, jnp.minimum(index, rows - 1), index < rows))
-
-    return jax.tree.map(jnp.sum, lax.map(one, jnp.arange(0, rows, ROWS_PER_EVALUATION)))
+def check_batch_size(batch_size: Any, batch: Batch) -> int:
+    """The batch size, that of all rows for None."""
+    rows = count_rows(batch)
+    if batch_size is not None and not 1 <= operator.index(batch_size) <= rows:
+        raise ValueError(f"fit: batch_size={batch_size} must be between 1 and the number of rows, {rows}")
+    return rows if batch_size is None else batch_size

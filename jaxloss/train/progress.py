@@ -11,8 +11,6 @@ import numpy as np
 
 __all__ = ["Progress"]
 
-SECONDS_PER_LINE = 0.3
-
 
 class Progress:
     """Reports epochs as they are done; silent unless asked for and able to speak."""
@@ -20,33 +18,38 @@ class Progress:
     def __init__(self, epochs: int, steps: int, show: bool, run_dir: str | Path | None):
         self.epochs, self.steps = epochs, steps
         self.show = show and sys.stderr.isatty()
-        self.seconds = 0.0
-        self.epochs_per_call = 1 if self.show else epochs
+        self.seconds, self.since, self.told = 0.0, 0.0, 0
+        self.path = None if run_dir is None else Path(run_dir) / "metrics.jsonl"
         self.file = None
-        if run_dir is not None:
-            Path(run_dir).mkdir(parents=True, exist_ok=True)
-            self.file = (Path(run_dir) / "metrics.jsonl").open("a")
 
-    def report(self, first: int, losses: np.ndarray, held_out_losses: np.ndarray | None, seconds: float) -> None:
-        """Tell the epochs after `first`, which took `seconds` together."""
-        curves = {"loss": losses} | ({} if held_out_losses is None else {"validation_loss": held_out_losses})
-        if self.file is not None:
-            for number in range(len(losses)):
-                line: dict[str, Any] = {"epoch": first + number + 1}
-                line |= {name: float(values[number]) for name, values in curves.items()}
-                self.file.write(json.dumps(line | {"seconds": seconds / len(losses)}) + "\n")
-            self.file.flush()
-        if not self.show or not len(losses):
+    @property
+    def watches(self) -> bool:
+        """Whether it wants to hear of epochs while they pass."""
+        return self.show or self.path is not None
+
+    def report(self, first: int, curves: dict[str, np.ndarray], seconds: float) -> None:
+        """Tell the epochs ended after `first`; `seconds` have passed since the last report."""
+        self.seconds, self.since = self.seconds + seconds, self.since + seconds
+        count = len(next(iter(curves.values()), ()))
+        if not count:
             return
-        self.seconds += seconds
-        done = first + len(losses)
-        rate = done / self.seconds
-        self.epochs_per_call = max(1, int(SECONDS_PER_LINE * len(losses) / seconds))
-        told = "  ".join(f"{name.replace('_', ' ')} {values[-1]:.4g}" for name, values in curves.items())
+        if self.path is not None:
+            if self.file is None:  # not before there is something to write
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self.file = self.path.open("a")
+            for number in range(count):
+                line: dict[str, Any] = {"epoch": first + number + 1}
+                line |= {name: float(curve[number]) for name, curve in curves.items()}
+                self.file.write(json.dumps(line | {"seconds": self.since / count}) + "\n")
+            self.file.flush()
+        self.since, self.told = 0.0, self.told + count
+        if not self.show:
+            return
+        rate, done = self.told / self.seconds, first + count
+        told = "  ".join(f"{name.replace('_', ' ')} {curve[-1]:.4g}" for name, curve in curves.items() if curve[-1])
+        speed = f"{rate * self.steps:.0f} steps/s" if self.steps else f"{rate:.3g} epochs/s"
         left = (self.epochs - done) / rate
-        sys.stderr.write(
-            f"\r\x1b[Kepoch {done}/{self.epochs}  {told}  {rate * self.steps:.0f} steps/s  {left:.0f} s left"
-        )
+        sys.stderr.write(f"\r\x1b[Kepoch {done}/{self.epochs}  {told}  {speed}  {left:.0f} s left")
         sys.stderr.flush()
 
     def close(self) -> None:

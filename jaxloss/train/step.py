@@ -1,4 +1,4 @@
-"""One training step: differentiate the total, add the parts, divide once.
+"""One training step: differentiate the total, add the parts, divide once, and never apply what is not finite.
 
 The gradient of a mean over several micro-batches or devices is the sum of the gradients of their totals over the sum of
 their weights. Written this way it is exact whatever is masked where, and costs one all-reduce.
@@ -6,81 +6,33 @@ their weights. Written this way it is exact whatever is masked where, and costs 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jax.tree_util import Partial
 
-from jaxloss.contract import as_pytree, check_loss, unbound
-from jaxloss.reduce import LossSum, divide, loss_sum
+from jaxloss.reduce import LossSum, divide
+from jaxloss.train.objective import Objective, is_stateful, objective_sum, penalty_of, penalty_sum
 from jaxloss.train.state import Batch, TrainState
 
-__all__ = ["Objective", "is_stateful", "make_step", "objective_sum", "supervised"]
-
-Objective = Callable[..., Any]
-"""`(params, batch) -> LossSum`; with an attribute `stateful = True`,
-`(params, batch, *, model_state, key, train) -> (LossSum, model_state)`."""
-
-
-def supervised(apply: Callable, loss: Callable, *, stateful: bool = False, reduction: str = "mean") -> Objective:
-    """The usual objective: the loss of the model's predictions against the batch's targets.
-
-    apply: `apply(params, x) -> pred`; with `stateful`, `apply(params, x, *, model_state, key, train) -> (pred,
-        model_state)`, for models with BatchNorm, Dropout and the like.
-    loss: any loss; settings bound with `Partial` are traced, so a new value compiles nothing.
-    reduction: "mean" divides by the number of unmasked elements, "weighted_mean" by the sum of their weights.
-    """
-    check_loss(loss)
-    return Partial(_Supervised(stateful, reduction), Partial(apply), as_pytree(loss))
-
-
-@dataclass(frozen=True)
-class _Supervised:
-    """A value, so that two objectives of the same functions are the same to `jit`."""
-
-    stateful: bool
-    reduction: str
-
-    def __call__(self, apply: Callable, loss: Callable, params: Any, batch: Batch, **mode: Any) -> Any:
-        pred, model_state = apply(params, batch.x, **mode) if self.stateful else (apply(params, batch.x), None)
-        total = loss_sum(loss, pred, batch.target, weights=batch.weights, where=batch.where, reduction=self.reduction)
-        return (total, model_state) if self.stateful else total
-
-
-def is_stateful(objective: Objective) -> bool:
-    """Whether the objective takes and returns model state."""
-    return getattr(unbound(objective)[0], "stateful", False)
-
-
-def objective_sum(
-    objective: Objective, params: Any, batch: Batch, model_state: Any, key: Any, train: bool
-) -> tuple[LossSum, Any]:
-    """Call either form of objective, and check what it returns."""
-    if is_stateful(objective):
-        total, model_state = objective(params, batch, model_state=model_state, key=key, train=train)
-    else:
-        total = objective(params, batch)
-    if not isinstance(total, LossSum):
-        raise TypeError(f"an objective returns a LossSum, got {type(total).__name__}: use jaxloss.loss_sum(…)")
-    for leaf in jax.tree.leaves(total.total):
-        if jnp.shape(leaf) != ():
-            raise TypeError(f"an objective's total is a scalar, got shape {jnp.shape(leaf)}: leave axis out")
-    return total, model_state
+__all__ = ["all_finite", "make_step"]
 
 
 def make_step(
-    objective: Objective, optimizer: optax.GradientTransformation, *, micro_batches: int = 1
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, LossSum]]]:
+    objective: Objective, optimizer: optax.GradientTransformation, *, micro_batches: int = 1, guard: bool = True
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]:
     """A pure `step(state, batch) -> (state, metrics)`; jit it, scan it, or shard its arguments.
 
     micro_batches: split the batch into this many parts, of equal size, and add their gradients: the memory of one part,
         and the full batch's gradient to rounding.
-    metrics: {"loss": LossSum} of the batch before the update; sums, so metrics of several steps add.
+    guard: skip the update when the loss or a new parameter is not finite, as it is after a gradient that is not: the
+        state is then the old one but for its step number, and the batch counts in no sum but "skipped".
+    metrics: of the batch before the update, all sums, so that those of several steps add: "loss", a LossSum;
+        "penalty", another, if the objective is `penalized`; with the guard "skipped", the number of skipped updates.
 
     >>> import optax
     >>> from jaxloss import mse
@@ -92,6 +44,10 @@ def make_step(
     >>> state.params.tolist(), float(metrics["loss"].mean)
     ([0.10000000149011612, 0.20000000298023224], 2.5)
     """
+
+    if micro_batches < 1:
+        raise ValueError(f"make_step: micro_batches={micro_batches} must be at least 1")
+    objective, penalty = penalty_of(objective)
 
     def gradients(params: Any, batch: Batch, model_state: Any, key: Any) -> tuple[list[Any], tuple[LossSum, Any]]:
         """One gradient for each head's total: they are divided by different weights, once those are known."""
@@ -121,17 +77,43 @@ def make_step(
         carry, _ = lax.scan(add, (grads, sum_, model_state), (jnp.arange(micro_batches), parts))
         return carry[0], carry[1:]
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, LossSum]]:
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
         key = jax.random.fold_in(state.key, state.step) if is_stateful(objective) or micro_batches > 1 else state.key
         grads, (sum_, model_state) = accumulate(state.params, batch, state.model_state, key)
         weights = jax.tree.leaves(sum_.weight)
         grads = [jax.tree.map(lambda leaf, w=w: divide(leaf, w).astype(leaf.dtype), g) for g, w in zip(grads, weights)]
+        metrics: dict[str, Any] = {"loss": sum_}
+        if penalty is not None:
+            more, metrics["penalty"] = jax.grad(_valued(penalty), has_aux=True)(state.params)
+            grads.append(more)
         grads = jax.tree.map(lambda *heads: sum(heads), *grads) if len(grads) > 1 else grads[0]
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        return TrainState(params, opt_state, model_state, state.key, state.step + 1), {"loss": sum_}
+        new: Any = (optax.apply_updates(state.params, updates), opt_state, model_state)
+        if guard:
+            finite = all_finite((metrics, new[0]))
+            new, metrics = jax.tree.map(
+                functools.partial(jnp.where, finite),
+                (new, metrics),
+                ((state.params, state.opt_state, state.model_state), jax.tree.map(jnp.zeros_like, metrics)),
+            )
+            metrics["skipped"] = (~finite).astype(jnp.int32)
+        return TrainState(*new, state.key, state.step + 1), metrics
 
     return step
+
+
+def _valued(penalty: Callable) -> Callable:
+    def value(params: Any) -> tuple[jax.Array, LossSum]:
+        sum_ = penalty_sum(penalty, params)
+        return sum_.total, sum_
+
+    return value
+
+
+def all_finite(tree: Any) -> jax.Array:
+    """Whether every number of the tree is finite."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    return functools.reduce(jnp.logical_and, [jnp.all(jnp.isfinite(leaf)) for leaf in leaves], jnp.array(True))
 
 
 def _split(batch: Batch, parts: int) -> Batch:

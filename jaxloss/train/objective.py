@@ -1,0 +1,117 @@
+"""What is minimised: a function of parameters and a batch that returns a `LossSum`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+
+from jaxloss.contract import as_pytree, check_loss, unbound
+from jaxloss.reduce import LossSum, loss_sum
+from jaxloss.train.state import Batch
+
+__all__ = ["Objective", "is_stateful", "objective_sum", "penalized", "penalty_of", "supervised"]
+
+Objective = Callable[..., Any]
+"""`(params, batch) -> LossSum`; with an attribute `stateful = True`,
+`(params, batch, *, model_state, key, train) -> (LossSum, model_state)`."""
+
+
+def supervised(apply: Callable, loss: Callable, *, stateful: bool = False, reduction: str = "mean") -> Objective:
+    """The usual objective: the loss of the model's predictions against the batch's targets.
+
+    apply: `apply(params, x) -> pred`; with `stateful`, `apply(params, x, *, model_state, key, train) -> (pred,
+        model_state)`, for models with BatchNorm, Dropout and the like.
+    loss: any loss; settings bound with `Partial` are traced, so a new value compiles nothing.
+    reduction: "mean" divides by the number of unmasked elements, "weighted_mean" by the sum of their weights.
+
+    Further keywords of the objective itself are settings of the loss: `objective(params, batch, delta=0.3)`.
+    """
+    check_loss(loss)
+    if reduction not in ("mean", "weighted_mean"):
+        raise ValueError(f"supervised: reduction must be 'mean' or 'weighted_mean', got {reduction!r}")
+    return Partial(_Supervised(stateful, reduction), Partial(apply), as_pytree(loss))
+
+
+@dataclass(frozen=True)
+class _Supervised:
+    """A value, so that two objectives of the same functions are the same to `jit`."""
+
+    stateful: bool
+    reduction: str
+
+    def __call__(self, apply: Callable, loss: Callable, params: Any, batch: Batch, **settings: Any) -> Any:
+        mode = {name: settings.pop(name) for name in ("model_state", "key", "train") if self.stateful}
+        pred, model_state = apply(params, batch.x, **mode) if self.stateful else (apply(params, batch.x), None)
+        shared = {"weights": batch.weights, "where": batch.where, "reduction": self.reduction}
+        total = loss_sum(loss, pred, batch.target, **shared, **settings)
+        return (total, model_state) if self.stateful else total
+
+
+def penalized(objective: Objective, penalty: Callable[[Any], Any]) -> Objective:
+    """The objective plus `penalty(params)`, a number: its gradient counts in every step, whatever the batch holds.
+
+    The two are reported apart: the total and weight of the sum are dicts with the entries "loss" and "penalty". `fit`
+    leaves the penalty out of the validation loss.
+
+    >>> import optax
+    >>> from jaxloss import mse
+    >>> from jaxloss.train import Batch
+    >>> ridge = penalized(supervised(lambda params, x: x @ params, mse), lambda params: 0.5 * jnp.sum(params**2))
+    >>> ridge(jnp.array([2.0]), Batch(jnp.ones((4, 1)), jnp.zeros(4))).each
+    {'loss': Array(4., dtype=float32), 'penalty': Array(2., dtype=float32)}
+    """
+    return Partial(_Penalized(is_stateful(objective)), as_pytree(objective), Partial(penalty))
+
+
+@dataclass(frozen=True)
+class _Penalized:
+    stateful: bool
+
+    def __call__(self, objective: Objective, penalty: Callable, params: Any, batch: Batch, **more: Any) -> Any:
+        result = objective(params, batch, **more)
+        total, model_state = result if self.stateful else (result, None)
+        value = penalty_sum(penalty, params)
+        both = LossSum(*({"loss": a, "penalty": b} for a, b in zip(total, value, strict=True)))
+        return (both, model_state) if self.stateful else both
+
+
+def penalty_of(objective: Objective) -> tuple[Objective, Callable | None]:
+    """The objective without its penalty, and the penalty: it needs no batch, and so no sum over parts."""
+    if isinstance(objective, Partial) and isinstance(objective.func, _Penalized):
+        inner, penalty = objective.args
+        return Partial(inner, **objective.keywords), penalty
+    return objective, None
+
+
+def penalty_sum(penalty: Callable, params: Any) -> LossSum:
+    """The penalty as a sum with weight 1: the mean over steps is that of the values."""
+    value = penalty(params)
+    if jnp.shape(value) != ():
+        raise TypeError(f"a penalty is a number, got shape {jnp.shape(value)}: add it up")
+    return LossSum(value, jnp.ones_like(value))
+
+
+def is_stateful(objective: Objective) -> bool:
+    """Whether the objective takes and returns model state."""
+    return getattr(unbound(objective)[0], "stateful", False)
+
+
+def objective_sum(
+    objective: Objective, params: Any, batch: Batch, model_state: Any, key: Any, train: bool
+) -> tuple[LossSum, Any]:
+    """Call either form of objective, and check what it returns."""
+    if is_stateful(objective):
+        total, model_state = objective(params, batch, model_state=model_state, key=key, train=train)
+    else:
+        total = objective(params, batch)
+    if not isinstance(total, LossSum):
+        raise TypeError(f"an objective returns a LossSum, got {type(total).__name__}: use jaxloss.loss_sum(…)")
+    for leaf in jax.tree.leaves(total.total):
+        if jnp.shape(leaf) != ():
+            raise TypeError(f"an objective's total is a scalar, got shape {jnp.shape(leaf)}: leave axis out")
+    return total, model_state

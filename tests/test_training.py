@@ -1,0 +1,247 @@
+"""What `fit` does beside stepping: guards, penalties, averages, callbacks, streams, files, screening."""
+
+import json
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from test_fit import FEATURES, OPTIMIZER, ROWS, data, linear, start
+
+from jaxloss import barron_nll, loss_sum, mse
+from jaxloss.train import Batch, NonFiniteError, TrainState, fit, make_step, penalized, supervised
+from jaxloss.train.data import epoch_orders
+
+SGD = optax.sgd(0.1)
+
+
+def same(left, right, rtol=0.0):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol, rtol), left, right)
+
+
+def broken(params, x):
+    """A model whose gradient is NaN in rows with a first feature above 1.5, by a square root of 0."""
+    pred = linear(params, x)
+    return pred + jnp.where(x[:, 0] > 1.5, 0.0, jnp.sqrt(jnp.where(x[:, 0] > 1.5, 0.0 * pred, 1.0))) - 1.0
+
+
+def with_bad_rows(number):
+    x, target = data()
+    x[:, 0] = np.clip(x[:, 0], -1.4, 1.4)
+    x[:number, 0] = 2.0
+    return x, target
+
+
+def test_the_guard_skips_counts_and_names_the_first():
+    x, target = with_bad_rows(1)
+    order = epoch_orders(0, 0, 1, ROWS)[0, 0]
+    where = int(np.flatnonzero(order == 0)[0]) // 10
+    with pytest.warns(UserWarning, match=f"3 updates were skipped.*step {where}$"):
+        result = fit(broken, start(), (x, target), loss=mse, optimizer=OPTIMIZER, epochs=3, batch_size=10)
+    assert result.history["skipped"].tolist() == [1, 1, 1]
+    assert int(result.state.step) == 15
+    assert np.isfinite(result.history["loss"]).all()
+    step = jax.jit(make_step(supervised(broken, mse), OPTIMIZER))
+    state, skipped = TrainState.create(start(), OPTIMIZER), 0
+    for rows in epoch_orders(0, 0, 3, ROWS).reshape(15, 10):
+        state, metrics = step(state, Batch(x[rows], target[rows]))
+        skipped += int(metrics["skipped"])
+    assert skipped == 3
+    same(result.params, state.params, 1e-6)
+
+
+def test_a_skipped_step_leaves_all_but_the_step_number():
+    x, target = with_bad_rows(3)
+    state = TrainState.create(start(), OPTIMIZER)
+    after, metrics = make_step(supervised(broken, mse), OPTIMIZER)(state, Batch(x[:3], target[:3]))
+    same((after.params, after.opt_state), (state.params, state.opt_state))
+    assert int(after.step) == 1
+    assert int(metrics["skipped"]) == 1
+    assert float(metrics["loss"].weight) == 0
+
+
+def test_too_many_skipped_updates_are_an_error_with_the_last_good_state():
+    x, target = with_bad_rows(ROWS)
+    with pytest.raises(NonFiniteError, match=r"4 updates.*first at step 0") as told:
+        fit(broken, start(), (x, target), loss=mse, optimizer=OPTIMIZER, epochs=9, batch_size=10, max_skipped=4)
+    result = told.value.result
+    same(result.params, start())
+    assert int(result.state.step) == 4
+
+
+def test_a_diverging_run_stops_with_finite_parameters():
+    with pytest.raises(NonFiniteError) as told:
+        fit(linear, start(), data(), loss=mse, optimizer=optax.sgd(1e3), epochs=500)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(told.value.result.params))
+
+
+def test_a_penalty_is_applied_and_reported_apart():
+    x, target = data()
+    ridge = penalized(supervised(linear, mse), lambda params: 0.5 * jnp.sum(params["weight"] ** 2))
+    result = fit(
+        None, start(), (x, target), objective=ridge, optimizer=optax.sgd(0.2), epochs=300, validation=(x, target)
+    )
+    centred = x - x.mean(0)
+    gram = 2 / ROWS * centred.T @ centred + np.eye(FEATURES)
+    exact = np.linalg.solve(gram, 2 / ROWS * centred.T @ (target - target.mean()))
+    np.testing.assert_allclose(result.state.params["weight"], exact, rtol=1e-4)
+    np.testing.assert_allclose(result.history["penalty"][-1], 0.5 * np.sum(exact**2), rtol=1e-4)
+    np.testing.assert_allclose(result.history["validation_loss"][-1], result.history["loss"][-1], rtol=1e-3)
+    state = TrainState.create(start(), SGD)
+    batch = Batch(x[:48], target[:48])
+    whole, parts = (make_step(ridge, SGD, micro_batches=n)(state, batch) for n in (1, 4))
+    same(whole[0].params, parts[0].params, 1e-5)
+    same(whole[1]["penalty"].each, parts[1]["penalty"].each)
+
+
+def test_settings_of_a_loss_are_learned():
+    x, target = data()
+    spread = {"log_scale": jnp.zeros(())}
+
+    def objective(params, batch):
+        settings = {"alpha": 1.0, "scale": jnp.exp(params["loss"]["log_scale"])}
+        return loss_sum(barron_nll, linear(params["model"], batch.x), batch.target, **settings)
+
+    params = {"model": start(), "loss": spread}
+    result = fit(None, params, (x, target), objective=objective, optimizer=optax.adam(0.05), epochs=400)
+    assert 0.02 < float(jnp.exp(result.params["loss"]["log_scale"])) < 0.2
+
+
+def test_the_average_is_that_of_the_parameters():
+    seen = []
+
+    def keep(epoch, state, line):
+        seen.append(state.params)
+
+    result = fit(
+        linear, start(), data(), loss=mse, optimizer=SGD, epochs=6, average=0.7, callbacks=[keep], validation=data()
+    )
+    weights = 0.7 ** np.arange(5, -1, -1)
+    want = jax.tree.map(lambda *leaves: np.tensordot(weights / weights.sum(), np.stack(leaves), 1), *seen)
+    same(result.params, want, 1e-5)
+    assert result.best_epoch == 6
+
+
+def test_callbacks_are_told_every_epoch_and_may_stop():
+    lines = []
+
+    def until_third(epoch, state, line):
+        lines.append((epoch, int(state.step), line["loss"]))
+        return epoch == 3
+
+    result = fit(
+        linear, start(), data(), loss=mse, optimizer=OPTIMIZER, epochs=9, batch_size=16, callbacks=[until_third]
+    )
+    assert [line[:2] for line in lines] == [(1, 4), (2, 8), (3, 12)]
+    np.testing.assert_allclose([line[2] for line in lines], result.history["loss"])
+    alone = fit(linear, start(), data(), loss=mse, optimizer=OPTIMIZER, epochs=3, batch_size=16)
+    same(alone.params, result.params)
+
+
+def batches(rows, size=16):
+    x, target = data()
+    return [(x[part], target[part]) for part in np.array_split(rows, range(size, ROWS, size))]
+
+
+def test_a_stream_of_batches_is_the_fit_on_arrays():
+    orders = epoch_orders(0, 0, 3, ROWS)[:, 0]
+
+    class Shuffled:
+        epoch = -1
+
+        def __iter__(self):
+            self.epoch += 1
+            return iter(batches(orders[self.epoch]))
+
+    settings = {"loss": mse, "optimizer": OPTIMIZER, "epochs": 3, "validation": data(seed=4)}
+    arrays = fit(linear, start(), data(), batch_size=16, **settings)
+    stream = fit(linear, start(), Shuffled(), **settings)
+    same(arrays.params, stream.params, 1e-6)
+    assert stream.history.keys() == arrays.history.keys()
+    same(arrays.history, stream.history, 1e-5)
+    assert stream.best_epoch == arrays.best_epoch
+
+
+def test_a_stream_that_does_not_end():
+    def endless():
+        while True:
+            yield from batches(np.arange(ROWS))
+
+    result = fit(linear, start(), endless(), loss=mse, optimizer=OPTIMIZER, epochs=3, epoch_steps=5)
+    assert int(result.state.step) == 15
+    assert len(result.history["loss"]) == 3
+
+
+def test_arrays_in_a_file(tmp_path):
+    x, target = data()
+    for name, values in (("x", x), ("target", target)):
+        np.save(tmp_path / f"{name}.npy", values)
+    mapped = tuple(np.load(tmp_path / f"{name}.npy", mmap_mode="r") for name in ("x", "target"))
+    settings = {"loss": mse, "optimizer": OPTIMIZER, "epochs": 3, "batch_size": 16}
+    same(fit(linear, start(), mapped, **settings).params, fit(linear, start(), data(), **settings).params, 1e-5)
+
+
+def test_a_reader_that_fails_is_told():
+    def failing():
+        yield batches(np.arange(ROWS))[0]
+        raise OSError("disk gone")
+
+    with pytest.raises(OSError, match="disk gone"):
+        fit(linear, start(), failing(), loss=mse, optimizer=OPTIMIZER, epochs=1)
+
+
+def test_rows_that_are_not_finite_are_named_or_masked(tmp_path):
+    x, target = data()
+    x[3, 1], target[7] = np.nan, np.inf
+    settings = {"loss": mse, "optimizer": OPTIMIZER, "epochs": 2, "batch_size": 16}
+    with pytest.raises(ValueError, match=r"x \(1 rows\) and target or weights \(1 rows\), rows 3, 7") as told:
+        fit(linear, start(), (x, target), run_dir=tmp_path / "run", **settings)
+    assert "\n" not in str(told.value)
+    assert not (tmp_path / "run").exists()
+    masked = fit(linear, start(), (x, target), nonfinite="mask", **settings)
+    keep = np.ones(ROWS, bool)
+    keep[[3, 7]] = False
+    clean = data()
+    by_hand = fit(linear, start(), Batch(*clean, where=keep), **settings)
+    same(masked.params, by_hand.params, 1e-6)
+    again = fit(linear, start(), Batch(x, target, where=keep), **settings)  # masked rows may hold anything
+    same(again.params, by_hand.params, 1e-6)
+    streamed = [(x, target)]
+    with pytest.raises(ValueError, match="batch 0 of epoch 1 holds NaN"):
+        fit(linear, start(), streamed, loss=mse, optimizer=OPTIMIZER, epochs=1)
+
+
+def test_one_row_is_enough():
+    x, target = data(rows=1)
+    assert np.isfinite(fit(linear, start(), (x, target), loss=mse, optimizer=SGD, epochs=2).history["loss"]).all()
+
+
+X, TARGET = data()
+REFUSED = {
+    "a pass that is over": ({"data": iter([(X, TARGET)]), "epochs": 2}, ValueError, "one pass"),
+    "a stream of nothing": ({"data": []}, ValueError, "no batch"),
+    "a larger batch": ({"data": [(X[:9], TARGET[:9]), (X, TARGET)]}, ValueError, "50 rows, more than the 9"),
+    "a number": ({"data": 3}, TypeError, "iterable"),
+    "a policy": ({"nonfinite": "drop"}, ValueError, "'drop'"),
+    "a decay": ({"average": 1.0}, ValueError, "average=1.0"),
+    "no limit": ({"max_skipped": 0}, ValueError, "max_skipped=0"),
+    "no micro-batch": ({"micro_batches": 0}, ValueError, "micro_batches=0"),
+    "uneven micro-batches": ({"micro_batches": 4}, ValueError, "50 rows"),
+    "steps of arrays": ({"epoch_steps": 2}, ValueError, "epoch_steps=2"),
+    "a loss of the wrong shape": ({"loss": lambda pred, target, **_: jnp.zeros(3)}, TypeError, "scalar"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_bad_input_is_one_line_and_writes_nothing(case, tmp_path):
+    changed, error, word = REFUSED[case]
+    call = {"data": (X, TARGET), "loss": mse, "optimizer": OPTIMIZER, "epochs": 1, "run_dir": tmp_path / "run"}
+    call |= changed
+    with warnings.catch_warnings(), pytest.raises(error) as told:
+        fit(linear, start(), call.pop("data"), **call)
+    assert word in str(told.value)
+    assert "\n" not in str(told.value)
+    written = tmp_path / "run" / "metrics.jsonl"
+    assert not written.exists() or all(json.loads(line) for line in written.read_text().splitlines())

@@ -121,7 +121,8 @@ def total_weight(
 ) -> jax.Array:
     """What the total is divided by: N, or Σw for "weighted_mean" with weights.
 
-    N is counted in integers: a float32 count would stop at 2²⁴.
+    N is counted in integers where a float32 count would stop, at 2²⁴; below it in floats, which a mesh adds up together
+    with the totals.
     """
     reduced = math.prod(shape[axis] for axis in axes)
     kept = tuple(size for axis, size in enumerate(shape) if axis not in axes)
@@ -130,7 +131,7 @@ def total_weight(
         return (weights if where is None else hide(weights, where, 0.0)).sum(axes)
     if where is None:
         return jnp.full(kept, reduced, dtype)
-    return jnp.broadcast_to(where, shape).sum(axes, dtype=jnp.int32).astype(dtype)
+    return jnp.broadcast_to(where, shape).sum(axes, dtype=dtype if reduced <= 2**24 else jnp.int32).astype(dtype)
 
 
 def loss_sum(

@@ -222,9 +222,25 @@ def place(leaf: Any, mesh: Mesh, spec: PartitionSpec) -> jax.Array:
     sharding = NamedSharding(mesh, spec)
     if jax.process_count() == 1:
         return jax.device_put(leaf, sharding)
+    if jnp.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(place(jax.random.key_data(leaf), mesh, spec), impl=jax.random.key_impl(leaf))
     host = np.asarray(leaf)
     host = host.astype(jax.dtypes.canonicalize_dtype(host.dtype))
     return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+
+def spread_orders(orders: np.ndarray, mesh: Mesh | None) -> jax.Array:
+    """Orders on the devices, each part's with its rows."""
+    return jnp.asarray(orders) if mesh is None else place(orders, mesh, PartitionSpec(None, None, DATA_AXIS))
+
+
+def spread_params(params: Any, mesh: Mesh, rule: Callable | None) -> Any:
+    """Parameters on every device of the mesh, or split by the rule."""
+
+    def put(path: Any, leaf: Any) -> jax.Array:
+        return place(leaf, mesh, PartitionSpec() if rule is None else rule(path, leaf))
+
+    return jax.tree_util.tree_map_with_path(put, params)
 
 
 def select(data: Batch, order: Any, layout: Layout, mesh: Mesh | None) -> Batch:

@@ -8,13 +8,14 @@ must be skipped. So the guard costs nothing until it is needed.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jax.tree_util import Partial
 
 from jaxloss.reduce import LossSum
@@ -69,6 +70,8 @@ class Plan(NamedTuple):
     many: bool
     """Whether runs are stacked along the first axis."""
     mesh: Mesh | None
+    shard: Callable | None = None
+    """The rule by which parameters are split over the mesh."""
 
 
 class Limits(NamedTuple):
@@ -95,6 +98,7 @@ def one_batch(
     """One step of one run; the run, and the epoch's metrics so far. begins: whether the step is the epoch's first."""
     step = make_step(objective, optimizer, micro_batches=plan.micro_batches, guard=plan.guard)
     state, metrics = step(run.state, batch)
+    state = split_params(state, optimizer, plan)
     if plan.guard:
         skipped = metrics["skipped"]
         first = jnp.where((skipped > 0) & (run.first_skipped < 0), run.state.step, run.first_skipped)
@@ -112,6 +116,17 @@ def one_batch(
     return run._replace(sums=sums), sums
 
 
+def split_params(state: TrainState, optimizer: Any, plan: Plan) -> TrainState:
+    """The state with its parameters, and what the optimizer keeps for each, split by the rule."""
+    if plan.shard is None:
+        return state
+    mesh, shard = plan.mesh, plan.shard
+    specs = jax.tree_util.tree_map_with_path(lambda path, leaf: NamedSharding(mesh, shard(path, leaf)), state.params)
+    params = jax.tree.map(lax.with_sharding_constraint, state.params, specs)
+    kept = optax.tree.map_params(optimizer, lax.with_sharding_constraint, state.opt_state, specs)
+    return state._replace(params=params, opt_state=kept)
+
+
 @functools.partial(jax.jit, static_argnames=("optimizer", "plan", "averaged"))
 def begin(
     params: Any, model_state: Any, seeds: Any, objective: Objective, settings: Any, data: Batch, orders: Any,
@@ -121,7 +136,7 @@ def begin(
 
     def one(params: Any, model_state: Any, seed: Any, order: Any, settings: Any) -> Run:
         mine, own = configured(objective, optimizer, settings)
-        state = TrainState.create(params, own, model_state=model_state, seed=seed)
+        state = split_params(TrainState.create(params, own, model_state=model_state, seed=seed), own, plan)
         batch = data if order is None else select(data, order[0, 0], plan.layout, plan.mesh)
         _, metrics = jax.eval_shape(make_step(mine, own, micro_batches=plan.micro_batches), state, batch)
         zero = jnp.zeros((), jnp.int32)

@@ -13,10 +13,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
 from jaxloss.contract import as_pytree
-from jaxloss.train.data import DATA_AXIS, Layout, as_batch, count_rows, screen, spread
+from jaxloss.train.data import (
+    DATA_AXIS,
+    Layout,
+    as_batch,
+    count_rows,
+    place,
+    screen,
+    spread,
+    spread_orders,
+    spread_params,
+)
 from jaxloss.train.epochs import Clock, Limits, Run
 from jaxloss.train.objective import Objective, supervised
 from jaxloss.train.progress import Progress
@@ -72,6 +82,7 @@ def fit(
     max_skipped: int = 10,
     callbacks: Sequence[Callable[[int, TrainState, dict[str, float]], Any]] = (),
     mesh: Mesh | None = None,
+    shard_params: Callable[[Any, Any], PartitionSpec] | None = None,
     progress: bool = False,
     run_dir: str | Path | None = None,
 ) -> FitResult:
@@ -93,8 +104,9 @@ def fit(
     max_skipped: an update that is not finite is skipped; after so many `NonFiniteError` is raised.
     callbacks: functions of (epoch, state, that epoch's line of the history), called after every epoch; the fit ends
         when one returns True.
-    mesh: spreads the rows over its axis "data"; the parameters are on every device. With several processes each passes
-        the same arrays, or its own part of every batch of a stream.
+    mesh: spreads the rows over its axis "data"; the parameters are on every device, or split by the rule
+        `shard_params(path, leaf) -> PartitionSpec`. Several processes pass the same arrays each, or a part of their own
+        of every batch of a stream.
     progress: draw a progress line on stderr, if that is a terminal.
     run_dir: append a line per epoch to `metrics.jsonl` in this folder. Without it no file is written.
 
@@ -115,7 +127,15 @@ def fit(
     limits = Limits(epochs + 1 if patience is None else patience, max_skipped)
     if mesh is not None and DATA_AXIS not in mesh.shape:
         raise ValueError(f"fit: the mesh needs an axis {DATA_AXIS!r}, it has {tuple(mesh.shape)}")
-    shared = (objective, optimizer, None if held_out is None else spread(held_out, mesh), limits, epochs, average, mesh)
+    if mesh is not None:
+        params, model_state, objective = (
+            spread_params(params, mesh, shard_params),
+            *(jax.tree.map(lambda leaf: place(leaf, mesh, PartitionSpec()), tree) for tree in (model_state, objective)),
+        )
+    elif shard_params is not None:
+        raise ValueError("fit: shard_params needs a mesh")
+    shared = (objective, optimizer, None if held_out is None else spread(held_out, mesh), limits, epochs, average)
+    shared = (*shared, mesh, shard_params)
     whole = isinstance(data, tuple) and not is_mapped(data)
     if not whole:
         if is_mapped(data):
@@ -137,7 +157,10 @@ def fit(
         rows = check_batch_size(batch_size, batch)
         layout = Layout.of(count_rows(batch), rows, 1 if mesh is None else mesh.shape[DATA_AXIS])
         orders = None if layout.steps == 1 else lambda first, count, size: layout.orders(seed, first, count, size)
-        source = Arrays(*shared, data=spread(batch, mesh), layout=layout, micro_batches=micro_batches, orders=orders)
+        source = Arrays(
+            *shared, data=spread(batch, mesh), layout=layout, micro_batches=micro_batches, orders=orders,
+            place_orders=lambda orders: spread_orders(orders, mesh),
+        )  # fmt: skip
     run = source.begin(params, model_state, seed)
     log = Progress(epochs, source.plan.layout.steps, progress, run_dir)
     watched = log.watches or bool(callbacks)

@@ -53,9 +53,10 @@ class Source:
         epochs: int,
         decay: float | None,
         mesh: Mesh | None,
+        shard: Callable | None,
     ):
         self.objective, self.optimizer, self.held_out = objective, optimizer, held_out
-        self.limits, self.epochs, self.mesh = limits, epochs, mesh
+        self.limits, self.epochs, self.mesh, self.shard = limits, epochs, mesh, shard
         self.averaged, self.decay = decay is not None, decay
 
     def close(self) -> None:
@@ -82,7 +83,7 @@ class Arrays(Source):
         super().__init__(*shared)
         self.data, self.settings = data, settings or {}
         capacity = max(1, min(STEPS_PER_CALL // layout.steps, 2**22 // (layout.rows * layout.shards)))
-        self.plan = Plan(layout, micro_batches, capacity, False, many, self.mesh)
+        self.plan = Plan(layout, micro_batches, capacity, False, many, self.mesh, self.shard)
         self.draw, self.place_orders = orders, place_orders
         self.orders: Any = None
         self.first = -1
@@ -146,7 +147,7 @@ class Stream(Source):
         super().__init__(*shared)
         self.passes, self.epoch_steps, self.nonfinite = passes, epoch_steps, nonfinite
         shards = 1 if self.mesh is None else self.mesh.shape[DATA_AXIS]
-        self.plan = Plan(Layout(shards, 0, (0,), 0, True), micro_batches, 0, True, False, self.mesh)
+        self.plan = Plan(Layout(shards, 0, (0,), 0, True), micro_batches, 0, True, False, self.mesh, self.shard)
         self.local_shards = -(-shards // jax.process_count())
         self.rows = None if batch_size is None else -(-batch_size // jax.process_count())
         self.batches: Any = None

@@ -30,7 +30,7 @@ ARROWS = {
     "diagnostics": {"metrics", "reduce", "contract"},
     "plots": {"diagnostics", "metrics", "contract"},
     "solve": {"solve", "lift", "reduce", "kink", "contract", "losses"},
-    "train": {"train", "reduce", "contract"},
+    "train": {"train", "reduce", "contract", "likelihood"},
 }
 ALL_REDUCE = r"= [^=]*? all-reduce(?:-start)?\("
 HEAVY = ("flax", "optax", "orbax")

@@ -3,6 +3,9 @@
 from jaxloss.train.fitting import FitResult as FitResult
 from jaxloss.train.fitting import NonFiniteError as NonFiniteError
 from jaxloss.train.fitting import fit as fit
+from jaxloss.train.many import FitManyResult as FitManyResult
+from jaxloss.train.many import ensemble_predict as ensemble_predict
+from jaxloss.train.many import fit_many as fit_many
 from jaxloss.train.models import functional as functional
 from jaxloss.train.objective import penalized as penalized
 from jaxloss.train.objective import supervised as supervised

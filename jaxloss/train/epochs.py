@@ -216,30 +216,35 @@ def train(
         batch = data if order is None else select(data, order, plan.layout, plan.mesh)
         return one_batch(run, *configured(objective, optimizer, settings), batch, decay, plan, begins)
 
-    def ended(run: Run, settings: Any, held_out: Batch | None, epoch: Any) -> tuple[Run, Any]:
+    def ended(run: Run, settings: Any, held_out: Batch | None, data: Batch, epoch: Any) -> tuple[Run, Any]:
+        if "held_out" in settings:
+            held_out = select(data, settings["held_out"][None], plan.layout._replace(ragged=True), None)
         return end_epoch(run, configured(objective, optimizer, settings)[0], held_out, epoch, limits, plan.mesh)
 
     if plan.many:
         member = jax.vmap(member, in_axes=(0, None if orders is None else 0, 0, None, None))
-        ended = jax.vmap(ended, in_axes=(0, 0, None, None))
+        ended = jax.vmap(ended, in_axes=(0, 0, None, None, None))
 
     def step(loop: Any) -> Any:
         place, run, curves = loop
         epoch, position = (place, 0) if steps == 1 else (place // steps, place % steps)
         order = None
         if orders is not None:
-            order = orders[:, ahead + epoch, position] if plan.many else orders[ahead + epoch, position]
+            number = ahead + epoch if orders.shape[1 if plan.many else 0] > 1 else 0
+            order = orders[:, number, position] if plan.many else orders[number, position]
         run, sums = member(run, order, settings, data, steps == 1 or position == 0)
         told = means(sums)
         if validated:
-            if steps == 1:
-                run, told["validation_loss"] = ended(run, settings, held_out, clock.epoch + epoch + 1)
-            else:
-                run, told["validation_loss"] = lax.cond(
+            told["active"] = run.active
+            run, told["validation_loss"] = (
+                ended(run, settings, held_out, data, clock.epoch + epoch + 1)
+                if steps == 1
+                else lax.cond(
                     position == steps - 1,
-                    lambda: ended(run, settings, held_out, clock.epoch + epoch + 1),
+                    lambda: ended(run, settings, held_out, data, clock.epoch + epoch + 1),
                     lambda: (run, jnp.zeros_like(run.best_loss)),
                 )
+            )
         curves = {name: curve.at[epoch].set(told[name]) for name, curve in curves.items()}
         return place + 1, run, curves
 
@@ -266,7 +271,7 @@ def train(
     ahead = clock.epoch - first
     stop = clock.position + jnp.minimum(left, (epochs - clock.epoch) * steps - clock.position)
     validated = held_out is not None or plan.many
-    names = [*run.sums, *(["validation_loss"] if validated else [])]
+    names = [*run.sums, *(["validation_loss"] if validated else []), *(["active"] if plan.many else [])]
     curves = {name: jnp.zeros((plan.capacity, *run.active.shape)) for name in names if plan.guard or name != "skipped"}
     place, run, fine, curves = lax.while_loop(
         lambda loop: (loop[0] < stop) & loop[2] & goes_on(loop[1]) & loop[1].active.any(),

@@ -134,7 +134,7 @@ def fit(
         )
     elif shard_params is not None:
         raise ValueError("fit: shard_params needs a mesh")
-    shared = (objective, optimizer, None if held_out is None else spread(held_out, mesh), limits, epochs, average)
+    shared = (objective, optimizer, None if held_out is None else spread(held_out, mesh), limits, average)
     shared = (*shared, mesh, shard_params)
     whole = isinstance(data, tuple) and not is_mapped(data)
     if not whole:

@@ -50,13 +50,12 @@ class Source:
         optimizer: Any,
         held_out: Batch | None,
         limits: Limits,
-        epochs: int,
         decay: float | None,
         mesh: Mesh | None,
         shard: Callable | None,
     ):
         self.objective, self.optimizer, self.held_out = objective, optimizer, held_out
-        self.limits, self.epochs, self.mesh, self.shard = limits, epochs, mesh, shard
+        self.limits, self.mesh, self.shard = limits, mesh, shard
         self.averaged, self.decay = decay is not None, decay
 
     def close(self) -> None:

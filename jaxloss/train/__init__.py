@@ -1,7 +1,10 @@
 """Training: the step, whole fits in one compiled program, and the doors to flax models."""
 
+from jaxloss.train.checkpoint import CheckpointError as CheckpointError
+from jaxloss.train.checkpoint import Checkpoints as Checkpoints
 from jaxloss.train.fitting import FitResult as FitResult
 from jaxloss.train.fitting import fit as fit
+from jaxloss.train.interrupt import Interruption as Interruption
 from jaxloss.train.models import functional as functional
 from jaxloss.train.state import Batch as Batch
 from jaxloss.train.state import TrainState as TrainState

@@ -6,6 +6,8 @@ from jaxloss.train.fitting import FitResult as FitResult
 from jaxloss.train.fitting import fit as fit
 from jaxloss.train.interrupt import Interruption as Interruption
 from jaxloss.train.models import functional as functional
+from jaxloss.train.per_example import gradient_norms as gradient_norms
+from jaxloss.train.per_example import per_example_grads as per_example_grads
 from jaxloss.train.state import Batch as Batch
 from jaxloss.train.state import TrainState as TrainState
 from jaxloss.train.step import make_step as make_step

@@ -152,6 +152,8 @@ class Checkpoints:
     def _read(self, step: int, like: Any, wanted: dict[str, str]) -> tuple[str, Any]:
         """(what is wrong in any process, or "", and the tree)."""
         problem, content = read_manifest(self._at(step))
+        if not problem and content["step"] != step:
+            problem = f"it holds step {content['step']}"
         if problem := agreed(problem):
             return problem, None
         saved = content["config"]
@@ -197,6 +199,7 @@ class Checkpoints:
                     shutil.rmtree(aside, ignore_errors=True)
                 return problem
             self._metrics[step] = content["metric"]
+            self.damaged.pop(step, None)  # replaced
             if first:
                 kept = {*self.steps[-self.keep :], self.best}
                 for old in {*self.damaged, *self.steps} - kept:

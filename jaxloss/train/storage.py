@@ -133,7 +133,7 @@ def seal(folder: Path, content: dict[str, Any]) -> None:
     topology = {"devices": jax.device_count(), "processes": jax.process_count(), "platform": jax.default_backend()}
     made_by = {"python": platform.python_version(), **versions, **topology}
     content = {"format": FORMAT, **content, "made_by": made_by, "files": _files(arrays)}
-    (folder / MANIFEST).write_text(json.dumps({"content": content, "sha256": _digest_of(content)}))
+    (folder / MANIFEST).write_text(_sealed(content))
     for path in [*folder.rglob("*"), folder]:
         flush(path)
 
@@ -141,17 +141,17 @@ def seal(folder: Path, content: dict[str, Any]) -> None:
 def read_manifest(folder: Path) -> tuple[str, dict[str, Any]]:
     """(what is wrong, or "", and the content)."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
-        content, digest = manifest["content"], manifest["sha256"]
-        if digest != _digest_of(content):
+        text = (folder / MANIFEST).read_text()
+        content = json.loads(text)["content"]
+        if text != _sealed(content):
             return f"{MANIFEST} differs from what was written", {}
+        if content["format"] != FORMAT:
+            return f"{MANIFEST} is of format {content['format']}, and this version reads {FORMAT}", {}
+        return "", content
     except FileNotFoundError:
         return f"{MANIFEST} is missing" if folder.exists() and any(folder.iterdir()) else "the folder is empty", {}
     except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
         return f"{MANIFEST} cannot be read ({type(error).__name__})", {}
-    if content["format"] != FORMAT:
-        return f"{MANIFEST} is of format {content['format']}, and this version reads {FORMAT}", {}
-    return "", content
 
 
 def read_arrays(folder: Path, content: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -208,8 +208,10 @@ def _files(folder: Path) -> dict[str, list[Any]]:
     return files
 
 
-def _digest_of(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+def _sealed(content: dict[str, Any]) -> str:
+    """The manifest's text: reading and sealing it again gives the same text, to the last blank and digit."""
+    digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    return json.dumps({"content": content, "sha256": digest})
 
 
 @contextlib.contextmanager

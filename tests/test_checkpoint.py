@@ -22,7 +22,7 @@ import pytest
 from support import ROOT
 
 from jaxloss import Standardizer
-from jaxloss.train import CheckpointError, Checkpoints, TrainState
+from jaxloss.train import CheckpointError, Checkpoints, TrainState, storage
 
 OPTIMIZER = optax.chain(optax.clip(1.0), optax.adamw(1e-3))
 RANDOM = np.random.default_rng(0)
@@ -115,6 +115,10 @@ def test_float64_comes_back_where_it_is_enabled(tmp_path):
         assert_same(Checkpoints(tmp_path).restore(abstract(tree))[1], tree)
     with pytest.raises(ValueError, match=r"\['weight'\]: float64 \(2,\) in the checkpoint, float32 \(2,\) now"):
         Checkpoints(tmp_path).restore({"weight": jnp.zeros(2), "count": jnp.zeros((), int)})
+    blank = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+    assert blank["weight"].dtype == np.float64
+    with pytest.raises(ValueError, match="jax_enable_x64"):
+        Checkpoints(tmp_path).restore(blank)
 
 
 @pytest.mark.parametrize("tree", [jnp.arange(3.0), 7, (), {"empty": jnp.zeros((0, 3))}, [np.float32(2.5)]])
@@ -246,6 +250,18 @@ def test_what_cannot_be_kept_is_refused_in_one_line(tmp_path, refused, error, wo
     assert not (tmp_path / "run").exists()
 
 
+def test_the_digest_of_data_tells_values_dtypes_shapes_and_names_apart():
+    data = {"x": np.arange(6.0).reshape(2, 3), "y": jnp.arange(2.0)}
+    others = [
+        data | {"x": data["x"] + np.eye(2, 3) * 1e-15},
+        data | {"x": data["x"].reshape(3, 2)},
+        data | {"x": data["x"].astype(np.float32)},
+        {"x": data["x"], "z": data["y"]},
+    ]
+    assert storage.digest(data) == storage.digest({"x": np.asfortranarray(data["x"]), "y": np.asarray(data["y"])})
+    assert len({storage.digest(tree) for tree in [data, *others]}) == 5
+
+
 # Faults.
 
 
@@ -326,8 +342,6 @@ def test_folders_that_are_empty_half_written_or_of_another_step(two):
 
 def test_arrays_of_another_checkpoint_are_noticed_by_the_digests_of_leaves(two):
     """Files and manifest agree, yet the arrays are not those that were saved."""
-    from jaxloss.train import storage
-
     folder = two / "step_2"
     _, content = storage.read_manifest(folder)
     shutil.rmtree(folder / "arrays")
@@ -336,6 +350,14 @@ def test_arrays_of_another_checkpoint_are_noticed_by_the_digests_of_leaves(two):
     (folder / "manifest.json").write_text(storage._sealed(content))
     with pytest.warns(UserWarning, match=r"\['key'\] differs from what was saved"):
         assert Checkpoints(two).restore(small(0))[0] == 1
+
+
+def test_a_later_format_is_refused_and_not_taken_for_damage(two):
+    folder = two / "step_2"
+    _, content = storage.read_manifest(folder)
+    (folder / "manifest.json").write_text(storage._sealed(content | {"format": 2}))
+    with pytest.raises(CheckpointError, match="step_2 is of format 2, this reads 1"):
+        Checkpoints(two).restore(small(0))
 
 
 def test_if_all_are_damaged_it_is_an_error_and_not_a_fresh_start(two):

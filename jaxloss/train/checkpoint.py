@@ -22,6 +22,7 @@ import jax
 from jaxloss.contract import shown
 from jaxloss.train.processes import agreed, gathered
 from jaxloss.train.storage import (
+    FORMAT,
     described,
     flat,
     flush,
@@ -49,8 +50,9 @@ class Checkpoints:
 
     folder: made by the first save. With many processes, on a file system they share; all of them make the same calls.
     keep: how many of the newest to keep; the best, of lowest `metric`, is kept beside them.
-    config: what the run depends on, as JSON: the loss and its settings, the optimizer, the batch size, the seed, a
-        digest of the data, …. It is stored, and a run with another one is refused. None compares nothing.
+    config: what the run depends on, as JSON: the loss and its settings, the optimizer, the batch size, the seed, the
+        `storage.digest` of the data, …, the same in every process. It is stored, and a run with another one is refused.
+        None compares nothing.
 
     A tree is any pytree of arrays, typed random keys, NumPy arrays and Python numbers.
 
@@ -77,7 +79,7 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """The steps in the folder that are not known to be damaged, oldest first."""
         found = self.folder.glob(f"{STEP}*") if self.folder.is_dir() else ()
-        numbers = [path.name.removeprefix(STEP) for path in found]
+        numbers = [path.name.removeprefix(STEP) for path in found if path.is_dir()]
         return sorted({int(number) for number in numbers if number.isdecimal()} - self.damaged.keys())
 
     @property
@@ -156,6 +158,8 @@ class Checkpoints:
             problem = f"it holds step {content['step']}"
         if problem := agreed(problem):
             return problem, None
+        if content["format"] != FORMAT:
+            raise CheckpointError(f"checkpoint {self._at(step)} is of format {content['format']}, this reads {FORMAT}")
         saved = content["config"]
         if None not in (saved, self.config) and (differences := _differences(_dotted(saved), _dotted(self.config))):
             repair = "restore the configuration it was saved with, or start in another folder"
@@ -180,7 +184,7 @@ class Checkpoints:
             if newest >= step:
                 raise FileExistsError(f"{STEP}{newest} is there already, of an earlier run or of one going on")
             for leftover in self.folder.glob(f"{UNFINISHED}*"):
-                shutil.rmtree(leftover)
+                shutil.rmtree(leftover, ignore_errors=True)
             aside.mkdir()
 
         def end() -> None:

@@ -26,7 +26,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 __all__ = [
+    "FORMAT",
     "described",
+    "digest",
     "flat",
     "flush",
     "placed",
@@ -99,16 +101,30 @@ def placed(array: np.ndarray, like: Any, key: str | None) -> Any:
     sharding = like.sharding if not isinstance(like, jax.Array) or like.committed else None
     wrap: Any = jnp.asarray if key is None else functools.partial(jax.random.wrap_key_data, impl=key)
     if sharding is None:
-        return wrap(array)
-    if key is not None:
-        return jax.jit(wrap, out_shardings=sharding)(array)
-    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+        leaf = wrap(array)
+    elif key is not None:
+        leaf = jax.jit(wrap, out_shardings=sharding)(array)
+    else:
+        leaf = jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+    if leaf.dtype != like.dtype:
+        raise ValueError(f"checkpoint: {like.dtype} needs jax.config.update('jax_enable_x64', True), nothing is cast")
+    return leaf
+
+
+def digest(tree: Any) -> str:
+    """SHA-256 of a tree's leaves, with their paths, dtypes and shapes: tells two data sets apart in a configuration.
+
+    >>> digest((np.zeros(3), np.ones(2))) == digest((np.zeros(3), np.ones(2, np.float32)))
+    False
+    """
+    leaves = {path: _digest(np.asarray(leaf)) for path, leaf in flat(tree).items()}
+    return hashlib.sha256(json.dumps(leaves).encode()).hexdigest()
 
 
 def _digest(array: np.ndarray) -> str:
-    digest = hashlib.sha256(f"{array.dtype} {array.shape} ".encode())
-    digest.update(np.asarray(array, order="C").reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
+    whole = hashlib.sha256(f"{array.dtype} {array.shape} ".encode())
+    whole.update(np.asarray(array, order="C").reshape(-1).view(np.uint8).data)
+    return whole.hexdigest()
 
 
 # Files.
@@ -145,8 +161,6 @@ def read_manifest(folder: Path) -> tuple[str, dict[str, Any]]:
         content = json.loads(text)["content"]
         if text != _sealed(content):
             return f"{MANIFEST} differs from what was written", {}
-        if content["format"] != FORMAT:
-            return f"{MANIFEST} is of format {content['format']}, and this version reads {FORMAT}", {}
         return "", content
     except FileNotFoundError:
         return f"{MANIFEST} is missing" if folder.exists() and any(folder.iterdir()) else "the folder is empty", {}
@@ -157,12 +171,12 @@ def read_manifest(folder: Path) -> tuple[str, dict[str, Any]]:
 def read_arrays(folder: Path, content: dict[str, Any]) -> dict[str, np.ndarray]:
     """The arrays by path, after every file and every leaf is verified. Each process on its own."""
     present = _files(folder / ARRAYS)
-    for name, (size, digest) in content["files"].items():
+    for name, (size, whole) in content["files"].items():
         if name not in present:
             raise ValueError(f"{ARRAYS}/{name} is missing")
         if present[name][0] != size:
             raise ValueError(f"{ARRAYS}/{name} has {present[name][0]} bytes of {size}")
-        if present[name][1] != digest:
+        if present[name][1] != whole:
             raise ValueError(f"{ARRAYS}/{name} differs from what was written")
     entries = dict(enumerate(content["leaves"]))
     empty = {
@@ -210,8 +224,7 @@ def _files(folder: Path) -> dict[str, list[Any]]:
 
 def _sealed(content: dict[str, Any]) -> str:
     """The manifest's text: reading and sealing it again gives the same text, to the last blank and digit."""
-    digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
-    return json.dumps({"content": content, "sha256": digest})
+    return json.dumps({"content": content, "sha256": hashlib.sha256(json.dumps(content).encode()).hexdigest()})
 
 
 @contextlib.contextmanager

@@ -200,7 +200,12 @@ def test_another_tree_is_refused_by_the_names_of_its_leaves(two, change, told):
     assert "\n" not in str(refusal.value)
 
 
-CONFIG = {"loss": {"name": "huber", "delta": 1.0}, "batch_size": 32, "data": {"shape": [100, 3]}, "seed": float("nan")}
+CONFIG = {
+    "loss": {"name": "huber", "delta": 1.0},
+    "batch_size": 32,
+    "data": {"shape": [100, 3], "many": list(range(100))},
+    "seed": float("nan"),
+}
 
 
 @pytest.mark.parametrize(
@@ -212,7 +217,8 @@ CONFIG = {"loss": {"name": "huber", "delta": 1.0}, "batch_size": 32, "data": {"s
             {"loss": {"name": "mse"}},
             "loss.name: huber in the checkpoint, mse now; loss.delta: 1.0 in the checkpoint, absent now",
         ),
-        ({"data": {"shape": (100, 4)}}, "data.shape: [100, 3] in the checkpoint, [100, 4] now"),
+        ({"data": CONFIG["data"] | {"shape": (100, 4)}}, "data.shape: [100, 3] in the checkpoint, [100, 4] now"),
+        ({"data": {"shape": [100, 3], "many": [*range(99), 0]}}, "data.many: [0, 1, 2, "),
         ({"extra": None}, "extra: absent in the checkpoint, None now"),
     ],
 )
@@ -226,7 +232,7 @@ def test_another_configuration_is_refused_by_what_differs(tmp_path, change, told
 
 def test_the_same_configuration_and_none_are_accepted(tmp_path):
     Checkpoints(tmp_path, config=CONFIG).save(1, small(1))
-    for config in (CONFIG | {"data": {"shape": (100, 3)}}, None):
+    for config in (CONFIG | {"data": CONFIG["data"] | {"shape": (100, 3)}, "batch_size": 32.0}, None):
         assert Checkpoints(tmp_path, config=config).restore(small(0))[0] == 1
 
 

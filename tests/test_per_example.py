@@ -95,6 +95,17 @@ def test_heads_of_a_composite_loss_are_divided_by_their_own_weights():
     close(jax.tree.map(lambda leaf: leaf.mean(0), grads), want, rtol=1e-5)
 
 
+def test_no_more_gradients_are_held_than_asked_for():
+    params, batch = problem()
+    held = {
+        chunk: str(jax.make_jaxpr(gradient_norms(linear, mse, chunk=chunk))(params, batch)) for chunk in (None, 2, 3)
+    }
+    for chunk, text in held.items():
+        for rows in (2, 3, ROWS):  # the gradients of so many rows by the weight
+            present = f"f32[{rows},{FEATURES},{OUTPUTS}]" in text or f"f32[{rows},{OUTPUTS},{FEATURES}]" in text
+            assert present == (rows == (chunk or ROWS)), (chunk, rows)
+
+
 def test_norms_find_the_row_that_dominates():
     params, batch = problem()
     batch = batch._replace(target=batch.target.at[4].add(1e3))

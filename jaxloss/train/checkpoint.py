@@ -58,10 +58,10 @@ class Checkpoints:
 
     >>> import tempfile
     >>> import jax.numpy as jnp
-    >>> folder = tempfile.mkdtemp()
-    >>> checkpoints = Checkpoints(folder, config={"batch_size": 32})
-    >>> checkpoints.save(10, {"weight": jnp.arange(3.0), "epoch": 1}, metric=0.5)
-    >>> checkpoints.restore({"weight": jnp.zeros(3), "epoch": 0})
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     checkpoints = Checkpoints(folder, config={"batch_size": 32})
+    ...     checkpoints.save(10, {"weight": jnp.arange(3.0), "epoch": 1}, metric=0.5)
+    ...     checkpoints.restore({"weight": jnp.zeros(3), "epoch": 0})
     (10, {'epoch': 1, 'weight': Array([0., 1., 2.], dtype=float32)})
     """
 
@@ -253,14 +253,14 @@ def _differences(saved: dict[str, Any], now: dict[str, Any]) -> str:
 
     def told(values: dict[str, Any], name: str) -> str:
         value = values.get(name, "absent")
-        return value if isinstance(value, str) else shown(value)
+        return " ".join(value.split()) if isinstance(value, str) else shown(value)
 
-    names = [
-        name
-        for name in {**saved, **now}
-        if name not in saved or name not in now or told(saved, name) != told(now, name)
-    ]
-    words = [
-        f"{name}: {told(saved, name)} in the checkpoint, {told(now, name)} now" for name in names[:DIFFERENCES_SHOWN]
-    ]
-    return "; ".join(words + ([f"and {len(names) - len(words)} more"] if len(names) > len(words) else []))
+    def same(name: str) -> bool:
+        if name not in saved or name not in now:
+            return False
+        return saved[name] == now[name] or repr(saved[name]) == repr(now[name])  # NaN is what NaN was
+
+    names = [name for name in {**saved, **now} if not same(name)]
+    words = [f"{name}: {told(saved, name)} in the checkpoint, {told(now, name)} now" for name in names]
+    more = [f"and {len(names) - DIFFERENCES_SHOWN} more"] if len(names) > DIFFERENCES_SHOWN else []
+    return "; ".join(words[:DIFFERENCES_SHOWN] + more)

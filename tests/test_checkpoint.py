@@ -21,8 +21,8 @@ import optax
 import pytest
 from support import ROOT
 
-from jaxloss import Standardizer
-from jaxloss.train import CheckpointError, Checkpoints, TrainState, storage
+from jaxloss import Standardizer, huber
+from jaxloss.train import Batch, CheckpointError, Checkpoints, Interruption, TrainState, make_step, storage, supervised
 
 OPTIMIZER = optax.chain(optax.clip(1.0), optax.adamw(1e-3))
 RANDOM = np.random.default_rng(0)
@@ -175,6 +175,39 @@ def test_an_earlier_run_is_not_mixed_with_a_new_one(two):
         with pytest.raises(CheckpointError, match=f"step_{step} could not be saved in .*: step_2 is there already"):
             Checkpoints(two).save(step, small(step))
     assert_same(Checkpoints(two).restore(small(0)), (2, small(2)))
+
+
+def test_a_run_that_is_stopped_and_goes_on_is_the_run_that_was_not(tmp_path):
+    x = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
+    target = x @ np.array([1.0, -2.0, 0.5], np.float32)
+    step = jax.jit(make_step(supervised(lambda params, x: x @ params, huber), OPTIMIZER))
+
+    def train(folder, stopped_after=None):
+        """Six steps, each on rows that its number decides; a request to stop comes from outside."""
+        state, history = TrainState.create(jnp.zeros(3), OPTIMIZER), np.zeros(6, np.float32)
+        config = {"loss": "huber", "optimizer": "adamw", "data": storage.digest((x, target))}
+        checkpoints = Checkpoints(folder, config=config)
+        first, (state, history) = checkpoints.restore((state, history)) or (0, (state, history))
+        with Interruption() as interruption:
+            for number in range(first, 6):
+                rows = np.random.default_rng(number).integers(40, size=8)
+                state, metrics = step(state, Batch(x[rows], target[rows]))
+                history[number] = metrics["loss"].mean
+                if number == stopped_after:
+                    signal.raise_signal(signal.SIGTERM)
+                if interruption.requested() or number == 5:
+                    checkpoints.save(number + 1, (state, history), metric=history[number])
+                    break
+        return first, state, history
+
+    _, *straight = train(tmp_path / "straight")
+    assert train(tmp_path / "stopped", stopped_after=3)[0] == 0
+    first, *resumed = train(tmp_path / "stopped")
+    assert first == 4
+    assert_same(resumed, straight)
+    first, *again = train(tmp_path / "stopped")
+    assert first == 6
+    assert_same(again, straight)
 
 
 # What is refused.
@@ -703,9 +736,10 @@ def test_two_processes_agree_on_everything(tmp_path):
     both = [run_script(IN_TWO_PROCESSES, tmp_path / "run", port, rank, wait=False) for rank in (0, 1)]
     try:
         for process in both:
-            output, errors = process.communicate(timeout=200)
+            output, errors = process.communicate(timeout=100)
             assert process.returncode == 0, errors[-3000:]
             assert "agree ['MainThread']" in output
     finally:
         for process in both:
             process.kill()
+            process.communicate()

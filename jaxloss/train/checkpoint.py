@@ -192,24 +192,22 @@ class Checkpoints:
             self._remove(step)  # if it is there, it is damaged
             aside.rename(self._at(step))
             flush(self.folder)
+            self._metrics[step] = content["metric"]
+            self.damaged.pop(step, None)
+            kept = {*self.steps[-self.keep :], self.best}
+            for old in {*self.damaged, *self.steps} - kept:
+                self._remove(old)
 
         first = jax.process_index() == 0
         with contextlib.ExitStack() as held:
             problem = agreed(problem_of(begin) if first else "")
             problem = problem or agreed(problem_of(lambda: write(aside, arrays)))
             problem = problem or agreed(problem_of(end) if first else "")
-            if problem:
-                if first:
-                    shutil.rmtree(aside, ignore_errors=True)
-                return problem
-            self._metrics[step] = content["metric"]
-            self.damaged.pop(step, None)  # replaced
-            if first:
-                kept = {*self.steps[-self.keep :], self.best}
-                for old in {*self.damaged, *self.steps} - kept:
-                    self._remove(old)
+            if first and problem:
+                shutil.rmtree(aside, ignore_errors=True)
+        if not problem:
             self.damaged.clear()
-        return ""
+        return problem
 
     def _remove(self, step: int) -> None:
         """Out of the list of steps in one move, and then off the disk; what cannot be removed does no harm."""

@@ -54,7 +54,8 @@ class Checkpoints:
         `storage.digest` of the data, …, the same in every process. It is stored, and a run with another one is refused.
         None compares nothing.
 
-    A tree is any pytree of arrays, typed random keys, NumPy arrays and Python numbers.
+    A tree is any pytree of arrays, typed random keys, NumPy arrays and Python numbers; of what lies on the hosts, the
+    first process's is kept.
 
     >>> import tempfile
     >>> import jax.numpy as jnp

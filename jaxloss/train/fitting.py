@@ -158,7 +158,7 @@ def fit(
         layout = Layout.of(count_rows(batch), rows, 1 if mesh is None else mesh.shape[DATA_AXIS])
         orders = None if layout.steps == 1 else lambda first, count, size: layout.orders(seed, first, count, size)
         source = Arrays(
-            *shared, data=spread(batch, mesh), layout=layout, micro_batches=micro_batches, orders=orders,
+            *shared, data=spread(batch, mesh), layout=layout, epochs=epochs, micro_batches=micro_batches, orders=orders,
             place_orders=lambda orders: spread_orders(orders, mesh),
         )  # fmt: skip
     run = source.begin(params, model_state, seed)

@@ -130,7 +130,7 @@ def fit_many(
     limits = Limits(epochs + 1 if patience is None else patience, max_skipped)
     source = Arrays(
         objective, optimizer, None if held_out is None else spread(held_out, False), limits, average, None, None,
-        data=spread(batch, False), layout=layout, micro_batches=micro_batches, orders=orders, many=True,
+        data=spread(batch, False), layout=layout, epochs=epochs, micro_batches=micro_batches, orders=orders, many=True,
         settings=spread(settings, True), place_orders=lambda orders: spread(orders, True),
     )  # fmt: skip
     run = source.begin(*(spread(tree, True) for tree in (params, model_state, seeds.astype(np.uint32))))

@@ -73,6 +73,7 @@ class Arrays(Source):
         *shared: Any,
         data: Batch,
         layout: Layout,
+        epochs: int,
         micro_batches: int,
         orders: Callable[[int, int, int], np.ndarray] | None,
         many: bool = False,
@@ -83,7 +84,7 @@ class Arrays(Source):
         self.data, self.settings = data, settings or {}
         capacity = max(1, min(STEPS_PER_CALL // layout.steps, 2**22 // (layout.rows * layout.shards)))
         self.plan = Plan(layout, micro_batches, capacity, False, many, self.mesh, self.shard)
-        self.draw, self.place_orders = orders, place_orders
+        self.draw, self.place_orders, self.epochs = orders, place_orders, epochs
         self.orders: Any = None
         self.first = -1
 

@@ -32,9 +32,9 @@ def title(axes: Axes, text: str) -> None:
     axes.set_title(text, loc="left", fontsize=11)
 
 
-def legend(axes: Axes, loc: str = "best") -> None:
+def legend(axes: Axes) -> None:
     """A legend that what it covers shines through."""
-    axes.legend(loc=loc, fontsize=9, framealpha=0.7, edgecolor="none")
+    axes.legend(loc="best", fontsize=9, framealpha=0.7, edgecolor="none")
 
 
 def annotated(axes: Axes, notes: list[str]) -> Axes:

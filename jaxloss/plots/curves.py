@@ -38,7 +38,7 @@ def loss_curves(
         raise ValueError(f"loss_curves: kind must be one of {', '.join(map(repr, KINDS))}, got {kind!r}")
     check_settings("loss_curves", {"reach": reach}, {"reach": None}, {"reach": POSITIVE})
     if isinstance(losses, Mapping):
-        named = dict(losses)
+        named: dict[str, Any] = dict(losses)
     elif callable(losses) or not isinstance(losses, Iterable):
         named = {_label(losses): losses}
     else:
@@ -54,9 +54,9 @@ def loss_curves(
         require_function(loss)
         values = np.array(_values(loss, kind, pred, against), np.float64)
         inside = traits(loss).pred.holds(pred.astype(np.float64)) & np.isfinite(values)
-        style = {"color": COLORS[number % len(COLORS)], "linestyle": DASHES[number // len(COLORS) % len(DASHES)]}
+        color, dashes = COLORS[number % len(COLORS)], DASHES[number // len(COLORS) % len(DASHES)]
         drawn.append(np.where(inside, values, np.nan))
-        axes.plot(pred - against, drawn[-1], linewidth=1.6, label=label, **style)
+        axes.plot(pred - against, drawn[-1], color=color, linestyle=dashes, linewidth=1.6, label=label)
     _keep_poles_out(axes, drawn)
     if kind != "irls_weight":
         axes.axhline(0, color=GRAY, linewidth=0.6, zorder=0)

@@ -103,7 +103,7 @@ def running_quantiles(entries: Entries, levels: tuple[float, ...]) -> tuple[Arra
     Groups have equal weight, of 25 entries or more, but towards either end of the prediction half that of the group
     before, down to 25 entries. Equal predictions are in one group. Of fewer than 50 entries there are no groups.
     """
-    number = min(entries.size // 25, round(2 * entries.size ** (1 / 3)), 100)
+    number = min(entries.size // 25, round(1.2 * entries.size ** (1 / 3)), 100)
     if number < 2:
         return np.empty(0), np.empty((0, len(levels)))
     shares = np.arange(1, number) / number

@@ -93,10 +93,7 @@ def _several(outputs: list[Entries], units: list[Any], names: list[str], seed: i
         notes += residuals.draw_qq(qq, entries, unit)
         notes += residuals.draw_share(share, entries)
         told.append(notes)
-        actual.annotate(
-            name, (0, 0.5), (-52, 0), "axes fraction", "offset points", rotation=90, ha="right", va="center",
-            fontsize=13, fontweight="bold",
-        )  # fmt: skip
+        actual.set_title(f"{name}: actual against predicted".replace("$", r"\$"), loc="left", fontsize=11)
     common = [note for note in told[0] if all(note in notes for notes in told)]
     own = [f"{name}: {note}" for name, notes in zip(names, told) for note in notes if note and note not in common]
     return _captioned(figure, title, common + own)

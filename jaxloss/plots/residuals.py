@@ -229,8 +229,8 @@ def _thinned(levels: np.ndarray, ends: int = 50, between: int = 500) -> np.ndarr
     """All indices, or of many those at both ends and evenly along the normal quantiles."""
     if len(levels) <= between + 2 * ends:
         return np.arange(len(levels))
-    reach = [NORMAL.inv_cdf(levels[end]) for end in (0, -1)]
-    wanted = [NORMAL.cdf(value) for value in np.linspace(*reach, between)]
+    first, last = NORMAL.inv_cdf(levels[0]), NORMAL.inv_cdf(levels[-1])
+    wanted = [NORMAL.cdf(value) for value in np.linspace(first, last, between)]
     middle = np.clip(np.searchsorted(levels, wanted), 0, len(levels) - 1)
     return np.unique(np.concatenate([np.arange(ends), middle, np.arange(len(levels) - ends, len(levels))]))
 
@@ -274,7 +274,7 @@ def draw_share(axes: Axes, entries: Entries) -> list[str]:
     axes.plot(grid, [_normal_share(value) for value in grid], color=GRAY, linewidth=1.2, label="normal errors")
     axes.plot(grid, np.interp(grid, worst, carried), color=BLUE, linewidth=2, label="these errors")
     axes.plot(top, share, "o", color=ORANGE, markersize=7)
-    title(axes, f"The worst {100 * top:.3g} % carry {100 * share:.3g} %")
+    title(axes, f"The worst {100 * top:.3g} %: {100 * share:.3g} % of squared error")
     axes.set(xscale="log", xlim=(first, 1), ylim=(0, 1.02))
     percent = FuncFormatter(lambda value, _: f"{100 * value:.3g} %")
     axes.xaxis.set_major_formatter(percent)

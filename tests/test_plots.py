@@ -32,6 +32,7 @@ from jaxloss import (
     plots,
     slope,
 )
+from jaxloss.contract import POSITIVE
 from jaxloss.metrics import ResidualStats
 from jaxloss.plots.entries import POINTS, WORST
 
@@ -162,7 +163,7 @@ def test_share_of_squared_error():
     assert top == 0.01
     np.testing.assert_allclose(share, squares[:20].sum() / squares.sum())
     np.testing.assert_allclose(share, ResidualStats.of(pred, target).summary()["top_share"], rtol=0.06)
-    assert axes.get_title(loc="left") == f"The worst 1 %: {100 * share:.3g} % of squared error"
+    assert axes.get_title(loc="left") == f"The worst 1 % carry {100 * share:.3g} %"
     x, y = line(axes, "these errors")
     at = [1 / 2000, 0.05, 0.5, 1]
     cumulated = [squares[: round(2000 * part)].sum() / squares.sum() for part in at]
@@ -187,7 +188,10 @@ def test_masked_entries_and_those_of_weight_0_are_absent(picture):
     spoiled = np.where(keep, target, np.nan).astype(np.float32)
     want = everything(picture(pred[keep], target[keep]))
     np.testing.assert_array_equal(everything(picture(pred, spoiled, where=keep)), want)
-    np.testing.assert_array_equal(everything(picture(pred, spoiled, weights=keep.astype(np.float32))), want)
+    for values in (target, spoiled):
+        axes = picture(pred, values, weights=keep.astype(np.float32))
+        np.testing.assert_array_equal(everything(axes), want)
+        assert "not finite" not in told(axes)
 
 
 @each_picture
@@ -368,11 +372,26 @@ def test_loss_curves():
     assert named == ["huber", "huber(delta=2)"]
 
 
+@pytest.mark.parametrize("picture", OF_DISTRIBUTIONS, ids=lambda picture: picture.__name__)
+def test_a_masked_target_may_be_outside_the_support(picture):
+    target, where = np.array([3, 1, -1, 2]), np.array([True, True, False, True])
+    picture(Poisson(np.ones(4, np.float32)), target, where=where)
+    with pytest.raises(ValueError, match="whole number"):
+        picture(Poisson(np.ones(4, np.float32)), target)
+
+
 def test_loss_curves_end_at_domains_and_before_poles():
     axes = plots.loss_curves([jaxloss.gamma_deviance, mse], target=2.0, reach=3.0)
     residual, values = line(axes, "gamma_deviance")
     np.testing.assert_array_equal(np.isnan(values), residual <= -2)
     assert 2 < axes.get_ylim()[1] < 20
+
+    @jaxloss.pointwise(traits=jaxloss.Traits(pred=POSITIVE))
+    def relative(pred, target):
+        return (pred - target) ** 2 / target
+
+    residual, values = line(plots.loss_curves(relative, target=1.0), "relative")
+    np.testing.assert_array_equal(np.isnan(values), residual <= -1)
     weight = plots.loss_curves([mae, mse], "irls_weight")
     assert np.isnan(line(weight, "mae")[1][400]), "infinite at 0"
     assert 2 < weight.get_ylim()[1] < 10

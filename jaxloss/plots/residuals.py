@@ -274,7 +274,7 @@ def draw_share(axes: Axes, entries: Entries) -> list[str]:
     axes.plot(grid, [_normal_share(value) for value in grid], color=GRAY, linewidth=1.2, label="normal errors")
     axes.plot(grid, np.interp(grid, worst, carried), color=BLUE, linewidth=2, label="these errors")
     axes.plot(top, share, "o", color=ORANGE, markersize=7)
-    title(axes, f"The worst {100 * top:.3g} %: {100 * share:.3g} % of squared error")
+    title(axes, f"The worst {100 * top:.3g} % carry {100 * share:.3g} %")
     axes.set(xscale="log", xlim=(first, 1), ylim=(0, 1.02))
     percent = FuncFormatter(lambda value, _: f"{100 * value:.3g} %")
     axes.xaxis.set_major_formatter(percent)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import json
 import platform
 import subprocess
@@ -13,13 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import matplotlib
+import numpy as np
 import optax
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
 import jaxloss
+from jaxloss.train import Batch, TrainState, make_step
 
 matplotlib.rcParams.update(
     {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3, "font.size": 10}
@@ -50,6 +54,37 @@ def optimizer_by_name(name: str, learning_rate: float) -> optax.GradientTransfor
     if name not in optimizers:
         raise UserError(f"unknown optimizer {name!r}: one of {', '.join(optimizers)}")
     return optimizers[name](learning_rate)
+
+
+def train_at_rates(
+    objective: Any, params: Any, batch: Batch, optimizer: Callable, rates: Sequence[float], steps: int
+) -> tuple[Any, np.ndarray]:
+    """Full-batch training at several learning rates at once: last parameters, and losses of shape (rates, steps).
+
+    objective: as `supervised` makes it. optimizer: from a learning rate to an optax optimizer.
+    The loss of a step is that before it.
+    """
+
+    params, losses = _train_at_rates(
+        objective, params, batch, jnp.asarray(rates, jnp.float32), optimizer=optimizer, steps=steps
+    )
+    return params, np.asarray(losses)
+
+
+@functools.partial(jax.jit, static_argnames=("optimizer", "steps"))
+def _train_at_rates(objective: Any, params: Any, batch: Batch, rates: Any, *, optimizer: Callable, steps: int) -> Any:
+    def train(rate: Any) -> Any:
+        chosen = optimizer(rate)
+        step = make_step(objective, chosen)
+
+        def one(state: TrainState, _: Any) -> Any:
+            state, metrics = step(state, batch)
+            return state, metrics["loss"].mean
+
+        state, losses = jax.lax.scan(one, TrainState.create(params, chosen), None, length=steps)
+        return state.params, losses
+
+    return jax.vmap(train)(rates)
 
 
 def environment() -> dict[str, Any]:

@@ -18,6 +18,33 @@ def noisy_line(points: int, noise: float, seed: int) -> tuple[np.ndarray, np.nda
     return x.astype(np.float32), y.astype(np.float32)
 
 
+def trips(rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Trips through a town: (straight line in metres, turnings), and the way in metres, of shape (rows, 1).
+
+    straight line ~ Uniform(500, 20,000); turnings ~ Poisson(5 + straight/1000)
+    way = 1.3·straight + 60·turnings + 400·N(0, 1)
+    """
+    rng = np.random.default_rng(seed)
+    straight = rng.uniform(500, 20_000, rows)
+    turnings = rng.poisson(5 + straight / 1000)
+    way = 1.3 * straight + 60 * turnings + 400 * rng.normal(size=rows)
+    return np.column_stack([straight, turnings]), way[:, None]
+
+
+def people(rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Six standard normal features of a person; age in years and income in dollars, of shape (rows, 2).
+
+    age = 42 + 9·tanh(x₀ + x₁) + 5·sin(2x₂) + 3·N(0, 1)
+    income = exp(10.6 + 0.3·x₃ + 0.25·tanh(2x₄) + 0.15·x₃x₅ + 0.1·N(0, 1))
+    """
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(rows, 6))
+    noise = rng.normal(size=(rows, 2))
+    age = 42 + 9 * np.tanh(x[:, 0] + x[:, 1]) + 5 * np.sin(2 * x[:, 2]) + 3 * noise[:, 0]
+    log_income = 10.6 + 0.3 * x[:, 3] + 0.25 * np.tanh(2 * x[:, 4]) + 0.15 * x[:, 3] * x[:, 5] + 0.1 * noise[:, 1]
+    return x, np.column_stack([age, np.exp(log_income)])
+
+
 class Split(NamedTuple):
     """Features and targets of the training, validation and test rows."""
 

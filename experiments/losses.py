@@ -2,8 +2,8 @@
 
     python -m experiments losses
 
-Prints the README's table of losses, read off the losses themselves, and draws value and slope of each loss of the
-residual. `--readme README.md` writes the table between the marks in that file; a test fails when it is stale.
+Prints the README's table of losses, read off the losses themselves, and draws value, slope and weight of each loss of
+the residual. `--readme README.md` writes the table between the marks in that file; a test fails when it is stale.
 
 Answer: the losses differ in two things, what the best constant is (mean, median, quantile, …) and whether a single row
 can pull it any distance (unbounded slope) or not.
@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
-import numpy as np
+from jax.tree_util import Partial
+from matplotlib.figure import Figure
 
 import jaxloss
 from experiments import common
+from jaxloss import plots
 
 MARKS = "<!-- losses -->", "<!-- end of losses -->"
 SHAPES = {"barron": {"alpha": 0.5}, "quantile": {"level": 0.75}, "expectile": {"level": 0.75}}
@@ -87,16 +88,17 @@ def _definition(loss: Any) -> str:
 
 
 def _draw(folder: Path) -> None:
-    figure, (left, right) = common.figure(2, height=4.4)
-    residual = jnp.linspace(-6, 6, 601)
-    for number, loss in enumerate(loss for loss in _losses() if jaxloss.traits(loss).residual):
-        if loss.__name__ == "barron_nll":
-            continue
-        style = {"color": f"C{number % 10}", "linestyle": ("-", "--", ":")[number // 10], "label": loss.__name__}
-        settings = SHAPES.get(loss.__name__, {})
-        left.plot(residual, loss(residual, jnp.zeros(601), reduction="none", **settings), **style)
-        right.plot(residual, np.asarray(jaxloss.slope(loss)(residual, jnp.zeros(601), **settings)), **style)
-    left.set(xlabel="residual", title="loss", ylim=(0, 6))
-    right.set(xlabel="residual", title="slope: the pull of a row", ylim=(-3, 3))
-    figure.legend(*left.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
+    """A row of pictures to each family."""
+    shown = [loss for loss in _losses() if jaxloss.traits(loss).residual and loss is not jaxloss.barron_nll]
+    families = {"residual": [], "quantile": [], "robust": []}
+    for loss in shown:
+        family = loss.__module__.split(".")[-1].replace("barron", "robust")
+        families[family].append(Partial(loss, **SHAPES.get(loss.__name__, {})))
+    figure = Figure(figsize=(15, 9.6), layout="constrained")
+    for row, (family, losses) in zip(figure.subplots(3, 3), families.items(), strict=True):
+        for axes, kind, limits in zip(row, ("value", "slope", "irls_weight"), ((0, 6), (-3, 3), (0, 2.5)), strict=True):
+            plots.loss_curves(losses, kind, reach=6, axes=axes).set(ylim=limits)
+            axes.get_legend().remove()
+        row[0].set_ylabel(family)
+        row[-1].legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(folder / "figure.png", dpi=140)

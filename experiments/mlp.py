@@ -22,7 +22,7 @@ from flax import nnx
 
 from experiments import common, data
 from experiments.models import MLP
-from jaxloss import mae, rmse
+from jaxloss import mae, plots, rmse
 from jaxloss.train import fit, functional
 
 
@@ -97,9 +97,6 @@ def _draw(folder: Path, fitted: Any, pred: np.ndarray, target: np.ndarray) -> No
     left.axvline(fitted.best_epoch, color="gray", linestyle="--", label="best weights")
     left.set(xlabel="epoch", ylabel="loss in standard units", title="training")
     left.legend(frameon=False)
-    right.plot(pred, target, "o", markersize=4, alpha=0.6)
-    ends = [min(pred.min(), target.min()), max(pred.max(), target.max())]
-    right.plot(ends, ends, color="gray", linestyle="--", label="perfect")
-    right.set(xlabel="predicted progression", ylabel="actual progression", title="test rows")
-    right.legend(frameon=False)
+    plots.actual_against_predicted(pred, target, axes=right)
+    right.set_title("test rows: actual against predicted progression", loc="left", fontsize=11)
     figure.savefig(folder / "figure.png", dpi=140)

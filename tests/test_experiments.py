@@ -71,6 +71,8 @@ REFUSED = {
     "unknown optimizer": (["linear", "--optimizer", "sdg"], "sgd"),
     "not a number": (["linear", "--epochs", "many"], "--epochs"),
     "too few points": (["linear", "--points", "1"], "points"),
+    "too few trips": (["units", "--rows", "5"], "--rows"),
+    "too few people": (["multi_output", "--rows", "5"], "--rows"),
     "batch too large": (["mlp", "--batch-size", "100000"], "batch_size"),
 }
 
@@ -146,3 +148,27 @@ def test_noise_compares_distributions(tmp_path):
     assert all(result["claims"].values())
     assert set(result["growing"]) == {"mse", "nll", "β-NLL", "CRPS", "quantiles"}
     assert_complete(tmp_path / "noise", result)
+
+
+def test_units(tmp_path):
+    code, result = run(tmp_path, "units", "--rows", "200", "--steps", "1300", "--network-steps", "200", "--hidden", "8")
+    assert code == 0
+    assert len(result["claims"]) == 10
+    assert all(result["claims"].values())
+    metres, kilometres = result["values"]["mse"]
+    assert metres == pytest.approx(1e6 * kilometres, rel=1e-4)
+    assert result["descent"]["standard"]["metres"] < 100
+    assert_complete(tmp_path / "units", result)
+
+
+@pytest.mark.slow
+def test_multi_output(tmp_path):
+    """On a third of the rows and half of the steps, which the claims survive."""
+    code, result = run(tmp_path, "multi_output", "--rows", "350", "--steps", "250", "--hidden", "16")
+    assert code == 0
+    assert len(result["claims"]) == 10
+    assert all(result["claims"].values())
+    assert result["shares"]["raw"]["loss"] > 0.99999
+    for fit in result["fits"].values():
+        assert len(fit["test"]["rmse"]) == 2
+    assert_complete(tmp_path / "multi_output", result)

@@ -14,6 +14,7 @@ from jaxloss.train.objective import penalized as penalized
 from jaxloss.train.objective import supervised as supervised
 from jaxloss.train.per_example import gradient_norms as gradient_norms
 from jaxloss.train.per_example import per_example_grads as per_example_grads
+from jaxloss.train.saving import Interrupted as Interrupted
 from jaxloss.train.state import Batch as Batch
 from jaxloss.train.state import TrainState as TrainState
 from jaxloss.train.step import make_step as make_step

@@ -109,7 +109,9 @@ class Checkpoints:
             return
         arrays, leaves = stored(tree)
         metric = None if metric is None or not math.isfinite(metric) else float(metric)
-        problem = self._write(step, arrays, {"step": step, "metric": metric, "config": self.config, "notes": notes, "leaves": leaves})
+        problem = self._write(
+            step, arrays, {"step": step, "metric": metric, "config": self.config, "notes": notes, "leaves": leaves}
+        )
         if not problem:
             self._last, self._saves_work = step, True
             return

@@ -145,7 +145,7 @@ def begin(
             average=jax.tree.map(jnp.copy, params) if averaged else None,
             sums=jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), metrics),
             best_params=jax.tree.map(jnp.copy, params),
-            best_loss=jnp.full((), jnp.inf),
+            best_loss=jnp.full((), jnp.inf, jnp.float32),
             best_epoch=zero,
             skipped=zero,
             first_skipped=zero - 1,

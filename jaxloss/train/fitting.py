@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
 import time
 import warnings
@@ -30,6 +31,7 @@ from jaxloss.train.data import (
 from jaxloss.train.epochs import Clock, Limits, Run
 from jaxloss.train.objective import Objective, supervised
 from jaxloss.train.progress import Progress
+from jaxloss.train.saving import Saving, configuration
 from jaxloss.train.sources import Arrays, Stream, is_mapped, iterable_passes, mapped_batches
 from jaxloss.train.state import Batch, TrainState
 
@@ -85,6 +87,9 @@ def fit(
     shard_params: Callable[[Any, Any], PartitionSpec] | None = None,
     progress: bool = False,
     run_dir: str | Path | None = None,
+    resume: bool = False,
+    save_every: float | None = 60.0,
+    keep: int = 3,
 ) -> FitResult:
     """Minimise a loss over arrays or over a stream of batches.
 
@@ -108,7 +113,12 @@ def fit(
         `shard_params(path, leaf) -> PartitionSpec`. Several processes pass the same arrays each, or a part of their own
         of every batch of a stream.
     progress: draw a progress line on stderr, if that is a terminal.
-    run_dir: append a line per epoch to `metrics.jsonl` in this folder. Without it no file is written.
+    run_dir: append a line per epoch to `metrics.jsonl` in this folder, and write checkpoints under it: every
+        `save_every` seconds (None: none), at the end, and when SIGTERM asks to stop, after which `Interrupted`, a
+        `SystemExit`, is raised. The last `keep` are kept, and the best. Without it no file is written.
+    resume: go on from the newest whole checkpoint in run_dir, to the same bytes as if it had never stopped; from the
+        start, if there is none. Refused where the loss, optimizer, data or numbers are not those of the checkpoint;
+        epochs, patience and mesh may differ.
 
     The caller's arrays are neither donated nor changed. A second call with the same functions, optimizer and shapes
     compiles nothing.
@@ -136,7 +146,15 @@ def fit(
         raise ValueError("fit: shard_params needs a mesh")
     shared = (objective, optimizer, None if held_out is None else spread(held_out, mesh), limits, average)
     shared = (*shared, mesh, shard_params)
+    numbers = {
+        "batch_size": batch_size, "epoch_steps": epoch_steps, "seed": seed, "micro_batches": micro_batches,
+        "average": average, "nonfinite": nonfinite, "validated": validation is not None,
+    }  # fmt: skip
     whole = isinstance(data, tuple) and not is_mapped(data)
+    saving = Saving(
+        run_dir, save_every, keep, resume,
+        lambda: configuration(objective, optimizer, as_batch("data", data) if whole else None, **numbers),
+    )  # fmt: skip
     if not whole:
         if is_mapped(data):
             batch = as_batch("data", data)
@@ -162,11 +180,13 @@ def fit(
             place_orders=lambda orders: spread_orders(orders, mesh),
         )  # fmt: skip
     run = source.begin(params, model_state, seed)
-    log = Progress(epochs, source.plan.layout.steps, progress, run_dir)
+    run, clock, history = saving.resumed(run, Clock(0, 0), {})
+    log = Progress(epochs, source.plan.layout.steps, progress, run_dir, clock.epoch if resume else None)
     watched = log.watches or bool(callbacks)
-    history: dict[str, list[np.ndarray]] = {}
-    clock, left, going = Clock(0, 0), 32 if watched else 2**31 - 1, True
-    try:
+    left, going = 32 if watched else 2**31 - 1, True
+    with saving, contextlib.ExitStack() as opened:
+        opened.callback(log.close)
+        opened.callback(source.close)
         while clock.epoch < epochs and going:
             began, started = clock.epoch, time.perf_counter()
             run, clock, going, ended = source.advance(run, clock, left, began + 1 if callbacks else epochs)
@@ -176,14 +196,12 @@ def fit(
             log.report(began, ended, seconds)
             if watched:
                 left = max(1, min(2 * left, int(left * SECONDS_PER_CALL / seconds)))
+                left = saving.look_up(run, clock, history, clock.epoch >= epochs or not going, left)
             if callbacks and clock.epoch > began:
                 line = {name: float(curve[0]) for name, curve in ended.items()}
                 state = jax.tree.map(jnp.copy, run.state)  # the next call takes the run's arrays
                 if True in [callback(clock.epoch, state, line) for callback in callbacks]:
                     going = False
-    finally:
-        source.close()
-        log.close()
     return finished(run, clock, history, held_out is not None, max_skipped)
 
 

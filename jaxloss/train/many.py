@@ -94,7 +94,7 @@ def fit_many(
         raise ShapeError(f"fit_many: every leaf of params needs the members along its first axis, got {sorted(sizes)}")
     (members,) = next(iter(sizes))
     seeds = np.arange(members) if seeds is None else np.asarray(seeds)
-    settings = {"loss": dict(loss_settings or {}), "optimizer": dict(optimizer_settings or {})}
+    settings: dict[str, Any] = {"loss": dict(loss_settings or {}), "optimizer": dict(optimizer_settings or {})}
     for name, values in {"seeds": seeds, **settings["loss"], **settings["optimizer"]}.items():
         if jnp.shape(values)[:1] != (members,):
             raise ShapeError(f"fit_many: {name} has shape {jnp.shape(values)}, but there are {members} members")
@@ -115,15 +115,13 @@ def fit_many(
     layout, orders = _drawn(batch, chosen, batch_size, seeds)
 
     def spread(tree: Any, axis: bool) -> Any:
-        if mesh is None:
-            return jax.tree.map(jnp.asarray, tree)
-        (name,) = mesh.axis_names
-        spec = PartitionSpec(name) if axis else PartitionSpec()
-        fill = -members % mesh.size if axis else 0  # the last member again, so that the devices have equally many
-
         def put(leaf: Any) -> Any:
+            if mesh is None:
+                return jnp.asarray(leaf)
+            (name,) = mesh.axis_names
+            fill = -members % mesh.size if axis else 0  # the last member again: the devices have equally many
             repeated = jnp.concatenate([leaf, jnp.repeat(leaf[-1:], fill, 0)]) if fill else leaf
-            return place(repeated, mesh, spec)
+            return place(repeated, mesh, PartitionSpec(name) if axis else PartitionSpec())
 
         return jax.tree.map(put, tree)
 

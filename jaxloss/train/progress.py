@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 __all__ = ["Progress"]
@@ -15,17 +16,19 @@ __all__ = ["Progress"]
 class Progress:
     """Reports epochs as they are done; silent unless asked for and able to speak."""
 
-    def __init__(self, epochs: int, steps: int, show: bool, run_dir: str | Path | None):
+    def __init__(self, epochs: int, steps: int, show: bool, run_dir: str | Path | None, resumed: int | None = None):
         self.epochs, self.steps = epochs, steps
         self.show = show and sys.stderr.isatty()
         self.seconds, self.since, self.told = 0.0, 0.0, 0
-        self.path = None if run_dir is None else Path(run_dir) / "metrics.jsonl"
+        first = jax.process_index() == 0
+        self.show = self.show and first
+        self.path = None if run_dir is None or not first else Path(run_dir) / "metrics.jsonl"
+        self.watches = show or run_dir is not None
+        """Whether it wants to hear of epochs while they pass; the same in every process."""
+        if resumed is not None and self.path is not None and self.path.exists():
+            lines = self.path.read_text().splitlines(keepends=True)
+            self.path.write_text("".join(lines[:resumed]))  # the epochs after are run again
         self.file = None
-
-    @property
-    def watches(self) -> bool:
-        """Whether it wants to hear of epochs while they pass."""
-        return self.show or self.path is not None
 
     def report(self, first: int, curves: dict[str, np.ndarray], seconds: float) -> None:
         """Tell the epochs ended after `first`; `seconds` have passed since the last report."""

@@ -91,7 +91,7 @@ def make_step(
         new: Any = (optax.apply_updates(state.params, updates), opt_state, model_state)
         if guard:
             finite = all_finite((metrics, new[0]))
-            new, metrics = jax.tree.map(
+            new, metrics = jax.tree.map(  # type: ignore[misc]
                 functools.partial(jnp.where, finite),
                 (new, metrics),
                 ((state.params, state.opt_state, state.model_state), jax.tree.map(jnp.zeros_like, metrics)),

@@ -1,0 +1,244 @@
+"""Fits that are killed and go on: the same bytes as if they had not been; and what may not go on."""
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.tree_util import Partial
+from support import ROOT
+from test_fit import OPTIMIZER, ROWS, data, linear, start
+
+from jaxloss import huber, mse
+from jaxloss.train import CheckpointError, Checkpoints, Interrupted, fit
+from jaxloss.train.saving import fingerprint
+
+SETTINGS = {"loss": mse, "optimizer": OPTIMIZER, "batch_size": 16, "validation": data(seed=3), "average": 0.9}
+
+
+def equal(left, right):
+    jax.tree.map(np.testing.assert_array_equal, left, right)
+
+
+def stop_after(epochs):
+    """A callback that asks the process to stop once so many epochs are done."""
+    return lambda epoch, state, line: signal.raise_signal(signal.SIGTERM) if epoch == epochs else None
+
+
+def test_a_run_that_was_stopped_ends_in_the_same_bytes(tmp_path):
+    whole = fit(linear, start(), data(), epochs=9, **SETTINGS)
+    for at in (3, 5):
+        with pytest.raises(Interrupted) as told:
+            fit(
+                linear,
+                start(),
+                data(),
+                epochs=9,
+                run_dir=tmp_path,
+                resume=at > 3,
+                callbacks=[stop_after(at)],
+                **SETTINGS,
+            )
+        assert told.value.code == 128 + signal.SIGTERM
+    result = fit(linear, start(), data(), epochs=9, run_dir=tmp_path, resume=True, **SETTINGS)
+    equal((result.params, result.history), (whole.params, whole.history))
+    equal(result.state.opt_state, whole.state.opt_state)
+    assert result.best_epoch == whole.best_epoch
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == list(range(1, 10))
+    again = fit(linear, start(), data(), epochs=9, run_dir=tmp_path, resume=True, **SETTINGS)  # nothing is left to do
+    equal(again.params, whole.params)
+    longer = fit(linear, start(), data(), epochs=12, run_dir=tmp_path, resume=True, **SETTINGS)
+    equal(longer.params, fit(linear, start(), data(), epochs=12, **SETTINGS).params)
+
+
+def test_a_stream_goes_on_in_the_middle_of_an_epoch(tmp_path):
+    x, target = data()
+    settings = {"loss": mse, "optimizer": OPTIMIZER}
+
+    rows = [(x[first : first + 10], target[first : first + 10]) for first in range(0, ROWS, 10)]
+    whole = fit(linear, start(), rows, epochs=4, **settings)
+    with pytest.raises(Interrupted):
+        fit(linear, start(), StoppedInTheSecondPass(rows), epochs=4, run_dir=tmp_path, **settings)
+    result = fit(linear, start(), rows, epochs=4, run_dir=tmp_path, resume=True, **settings)
+    equal((result.params, result.history), (whole.params, whole.history))
+
+
+class StoppedInTheSecondPass(list):
+    """Batches; the process is asked to stop while the second epoch is read."""
+
+    passes = 0
+
+    def __iter__(self):
+        self.passes += 1
+        for number, batch in enumerate(super().__iter__()):
+            if (self.passes, number) == (2, 3):
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.2)
+            yield batch
+
+
+def test_another_run_is_refused_with_what_differs(tmp_path):
+    fit(linear, start(), data(), epochs=2, run_dir=tmp_path, **SETTINGS)
+    with pytest.raises(ValueError, match="resume=True"):
+        fit(linear, start(), data(), epochs=2, run_dir=tmp_path, **SETTINGS)
+    x, target = data()
+    for changed, words in (
+        ({"batch_size": 10}, "batch_size: 16 in the checkpoint, 10 now"),
+        ({"loss": Partial(huber, delta=0.5)}, "huber"),
+        ({"optimizer": optax.adam(0.06)}, "0.05 in the checkpoint"),
+        ({"data": (x, target + 1)}, "data"),
+        ({"seed": 1}, "seed: 0 in the checkpoint, 1 now"),
+    ):
+        call = {"data": (x, target), **SETTINGS, **changed}
+        with pytest.raises(ValueError, match="checkpoint") as told:
+            fit(linear, start(), call.pop("data"), epochs=4, run_dir=tmp_path, resume=True, **call)
+        assert words in str(told.value), str(told.value)
+        assert "\n" not in str(told.value)
+    with pytest.raises(ValueError, match="resume=True needs"):
+        fit(linear, start(), data(), epochs=2, resume=True, **SETTINGS)
+
+
+def test_a_damaged_checkpoint_costs_one_interval(tmp_path):
+    whole = fit(linear, start(), data(), epochs=8, **SETTINGS)
+    for epochs in (4, 6):
+        fit(linear, start(), data(), epochs=epochs, run_dir=tmp_path, resume=epochs > 4, **SETTINGS)
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    assert checkpoints.steps == [16, 24]
+    largest = max(
+        (path for path in (tmp_path / "checkpoints/step_24").rglob("*") if path.is_file()), key=os.path.getsize
+    )
+    spoiled = bytearray(largest.read_bytes())
+    spoiled[len(spoiled) // 2] ^= 1
+    largest.write_bytes(spoiled)
+    with pytest.warns(UserWarning, match="step_24 is damaged"):
+        result = fit(linear, start(), data(), epochs=8, run_dir=tmp_path, resume=True, **SETTINGS)
+    equal((result.params, result.history), (whole.params, whole.history))
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises((CheckpointError, OSError), match="file"):
+        fit(linear, start(), data(), epochs=1, run_dir=tmp_path / "file", **SETTINGS)
+
+
+def test_fingerprints_tell_functions_apart():
+    assert fingerprint(optax.adam(0.1)) == fingerprint(optax.adam(0.1))
+    assert fingerprint(optax.adam(0.1)) != fingerprint(optax.adam(0.2))
+    assert fingerprint(optax.adam(0.1)) != fingerprint(optax.adamw(0.1))
+    assert fingerprint(Partial(huber, delta=1.0)) != fingerprint(Partial(huber, delta=jnp.array(2.0)))
+    schedules = [optax.adam(optax.cosine_decay_schedule(0.1, steps)) for steps in (10, 20)]
+    assert fingerprint(schedules[0]) != fingerprint(schedules[1])
+    json.dumps(fingerprint(schedules[0]))
+
+
+RUN = textwrap.dedent("""
+    import sys, jax, numpy as np, optax
+    from flax import nnx
+    sys.path.insert(0, "tests")
+    {before}
+    from jaxloss import mse
+    from jaxloss.train import fit, functional
+
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.first, self.drop = nnx.Linear(4, 16, rngs=rngs), nnx.Dropout(0.1, rngs=rngs)
+            self.last = nnx.Linear(16, 1, rngs=rngs)
+
+        def __call__(self, x):
+            return self.last(self.drop(nnx.relu(self.first(x))))[:, 0]
+
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2003, 4)).astype(np.float32)
+    target = np.sin(x[:, 0]) + x[:, 1]
+    apply, params, model_state = functional(Net(nnx.Rngs(0)))
+    print("ready", flush=True)
+    result = fit(
+        apply, params, (x, target), loss=mse, model_state=model_state, optimizer=optax.adam(1e-2), epochs={epochs},
+        batch_size=32, validation=(x[:100], target[:100]), run_dir=sys.argv[1], resume=True, save_every={every},
+        mesh={mesh},
+    )
+    leaves = jax.tree.leaves((result.params, result.state.params, result.state.opt_state))
+    print("digest", *(np.asarray(leaf).tobytes().hex() for leaf in leaves))
+""")
+
+
+def digest_of(text):
+    return next(line for line in text.splitlines() if line.startswith("digest"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_killed_at_random_moments_it_ends_in_the_same_bytes(tmp_path, number):
+    code = RUN.format(before="", epochs=200, every=0.0, mesh=None)
+
+    def begin(folder):
+        return subprocess.Popen(
+            [sys.executable, "-c", code, str(folder)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    alone = begin(tmp_path / "whole")
+    want = digest_of(alone.communicate(timeout=300)[0])
+    moments, killed = random.Random(0), 0
+    for _ in range(20):
+        process = begin(tmp_path / "killed")
+        assert process.stdout.readline().strip() == "ready"
+        time.sleep(moments.uniform(0.5, 3.0))
+        process.send_signal(number)
+        out, err = process.communicate(timeout=120)
+        if "digest" in out:  # it was done
+            assert digest_of(out) == want
+            break
+        killed += 1
+        assert process.returncode == (-signal.SIGKILL if number == signal.SIGKILL else 128 + signal.SIGTERM), err
+    assert killed >= 2
+    assert digest_of(begin(tmp_path / "killed").communicate(timeout=300)[0]) == want
+
+
+@pytest.mark.slow
+def test_when_one_of_two_processes_is_killed_the_other_says_so_and_a_new_start_goes_on(tmp_path):
+    def begin(epochs):
+        with socket.socket() as held:
+            held.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{held.getsockname()[1]}"
+        before = (
+            f'jax.config.update("jax_num_cpu_devices", 2); jax.distributed.initialize({address!r}, 2, int(sys.argv[2]))'
+        )
+        mesh = 'jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))'
+        code = RUN.format(before=before, epochs=epochs, every=0.5, mesh=mesh)
+        return [
+            subprocess.Popen(
+                [sys.executable, "-c", code, str(tmp_path / "run"), str(number)], cwd=ROOT, stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE, text=True,
+            )
+            for number in range(2)
+        ]  # fmt: skip
+
+    running = begin(100_000)
+    deadline = time.monotonic() + 120
+    while not Checkpoints(tmp_path / "run" / "checkpoints").steps and time.monotonic() < deadline:
+        time.sleep(0.1)
+    running[1].kill()
+    killed = time.monotonic()
+    _, err = running[0].communicate(timeout=60)
+    assert time.monotonic() - killed < 30
+    assert running[0].returncode != 0
+    assert "another process is gone" in err, err[-2000:]
+    (step, *_) = Checkpoints(tmp_path / "run" / "checkpoints").steps
+    epochs = step // 63 + 3
+    done = [process.communicate(timeout=300) for process in begin(epochs)]
+    assert digest_of(done[0][0]) == digest_of(done[1][0])

@@ -12,8 +12,8 @@ import numpy as np
 
 from jaxloss.contract import shown
 from jaxloss.diagnostics.advice import advise, rows_named
-from jaxloss.diagnostics.verdicts import NORMAL_SCALE, Verdict, judge
-from jaxloss.metrics import ResidualStats
+from jaxloss.diagnostics.verdicts import FAR, NORMAL_SCALE, Verdict, judge
+from jaxloss.metrics import ResidualStats, histogram
 
 __all__ = ["Balance", "Diagnosis", "Output", "diagnose"]
 
@@ -33,6 +33,8 @@ class Output(NamedTuple):
     """By the names in `jaxloss.diagnostics.verdicts.VERDICTS`."""
     worst: tuple[dict[str, float], ...]
     """row, pred, target and residual of the entries with the largest finite residuals, largest first."""
+    far: tuple[dict[str, float], ...]
+    """Those of them that are far out: beyond 5 robust scales."""
     lost: tuple[int, ...]
     """Rows with an entry that is not finite, as far as `ResidualStats` keeps their ids."""
     advice: tuple[str, ...]
@@ -133,6 +135,8 @@ class Diagnosis(NamedTuple):
             blocks.append(_shares(self.balance, self.outputs))
         return "\n\n".join([*blocks, "\n".join(["Advice", *map(_bullet, self.advice)])] if self.advice else blocks)
 
+    __repr__ = __str__  # all figures of all outputs are no use at a prompt
+
 
 def diagnose(
     pred: Any, target: Any, *, weights: Any = None, where: Any = None, names: Sequence[str] | None = None
@@ -153,10 +157,11 @@ def diagnose(
     >>> diagnosis.verdicts["spread"].holds, diagnosis.verdicts["spread"].words
     (True, 'spread grows with the prediction')
     """
-    per_output = np.ndim(target) > 0
-    return Diagnosis.of(
-        ResidualStats.of(pred, target, weights=weights, where=where, per_output=per_output), names=names
-    )
+    shape = np.shape(target)
+    if 0 in shape[1:]:
+        raise ValueError(f"diagnose: target has shape {shape}, which holds no output")
+    stats = ResidualStats.of(pred, target, weights=weights, where=where, per_output=len(shape) > 0)
+    return Diagnosis.of(stats, names=names)
 
 
 def _labels(names: Sequence[str] | None, shape: tuple[int, ...]) -> list[str]:
@@ -190,7 +195,15 @@ def _figures(stats: ResidualStats, place: tuple[int, ...]) -> tuple[dict[str, fl
     figures |= {"growth": growth, "trend": trend, "absolute_sd": spread}
     figures |= {"octile_low": quantiles[0.125], "median": quantiles[0.5], "octile_high": quantiles[0.875]}
     figures["robust_scale"] = figures["median_absolute_error"] / NORMAL_SCALE
+    figures["far_rows"] = _far(one.histogram.value, figures["robust_scale"])
     return {name: float(value) for name, value in figures.items()}, one.histogram.value, worst
+
+
+def _far(weights: np.ndarray, scale: float) -> float:
+    """The part of the rows beyond FAR robust scales; 0 where the scale is 0, as at least half of the residuals are."""
+    bounds = histogram.edges()
+    far = weights[np.abs(bounds[1:] + bounds[:-1]) > 2 * FAR * scale].sum()
+    return float(far / weights.sum()) if scale > 0 else 0.0
 
 
 def _output(name: str, figures: dict[str, float], weights: np.ndarray, worst: dict[str, Any]) -> Output:
@@ -199,7 +212,8 @@ def _output(name: str, figures: dict[str, float], weights: np.ndarray, worst: di
     finite = tuple(entry for entry in entries if math.isfinite(entry["residual"]))
     lost = tuple(entry["row"] for entry in entries if not math.isfinite(entry["residual"]))
     verdicts = judge(figures, weights)
-    return Output(name, figures, verdicts, finite, lost, advise(figures, verdicts, finite, lost))
+    far = tuple(entry for entry in finite if abs(entry["residual"]) > FAR * figures["robust_scale"] > 0)
+    return Output(name, figures, verdicts, finite, far, lost, advise(figures, verdicts, far, lost))
 
 
 def _balance(outputs: tuple[Output, ...]) -> Balance:

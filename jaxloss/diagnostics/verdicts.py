@@ -25,7 +25,9 @@ NORMAL_SCALE = 0.674489750196
 NORMAL_TAILS, LAPLACE_TAILS = math.sqrt(math.pi / 2), math.sqrt(2)
 """RMSE/MAE of normal and of Laplace residuals."""
 TOP = 0.01
-"""The share of the rows whose part of the squared error tells of outliers."""
+"""The share of the rows whose part of the squared error tells of outliers; for normal errors it is 8 %."""
+FAR = 5.0
+"""Beyond so many robust scales a residual is far out: of normal ones, one in two million."""
 
 
 class Verdict(NamedTuple):
@@ -101,14 +103,17 @@ def _skew(figures: dict[str, float], root: float, uncertain: float) -> Verdict:
 
 
 def _outliers(figures: dict[str, float], weights: np.ndarray) -> Verdict:
-    """The part of the squared error in the top 1 % of the rows, or in the top one where that is more."""
-    rows = figures["effective_n"]
-    share = max(TOP, 1 / rows)
+    """The part of the squared error in the top 1 % of the rows; in the top one, or in all those far out, if more."""
+    rows, far = figures["effective_n"], figures["far_rows"]
+    share = max(TOP, 1 / rows, far)
     figure, threshold = float(histogram.top_share(weights, share)), 0.3 + 5 / rows
-    who = f"the largest {_percent(share)} of the rows carry" if share == TOP else "the largest residual carries"
-    reason = f"{who} {_percent(figure)} of the squared error (dominated from {_percent(threshold)}, normal errors 8 %)"
-    if share > TOP:
-        reason = reason.replace(", normal errors 8 %", "")
+    if share == TOP:
+        who = "the largest 1% of the rows carry"
+    elif share == far:
+        who = f"the {_percent(far)} of the rows beyond {FAR:g} robust scales carry"
+    else:
+        who = "the largest residual carries"
+    reason = f"{who} {_percent(figure)} of the squared error (dominated from {_percent(threshold)})"
     return _verdict(figure, threshold, 0.9, "dominated by outliers", "not dominated by outliers", reason)
 
 
@@ -136,9 +141,11 @@ def _spread(figures: dict[str, float], root: float) -> Verdict:
     yes = f"spread {'grows' if figure > 0 else 'shrinks'} with the prediction"
     found = _verdict(figure, threshold, 0.3, yes, "even spread", reason)
     if found.holds and abs(figures["growth"]) <= abs(figures["trend"]):
-        return found._replace(holds=None, words="cannot tell", reason=f"{reason}, and so does the residual itself")
+        return found._replace(
+            holds=None, words="cannot tell", reason=f"{reason}, no more than the residual itself does"
+        )
     return found
 
 
 def _percent(value: float, sign: str = "") -> str:
-    return f"{100 * value:{sign}.2g} %" if abs(value) < 0.0995 else f"{100 * value:{sign}.0f} %"
+    return f"{100 * value:{sign}.{1 if abs(value) < 0.0995 else 0}f}%"

@@ -175,21 +175,24 @@ def _report(one: dict[str, Any]) -> None:
 
 def _draw(folder: Path, drawn: Houses, one: dict[str, Any], off: dict[str, list[float]]) -> None:
     figure, (left, right) = common.figure(2, height=4.2)
+    top = 2.2 * drawn.clean.max()
     typos = np.array(sorted(drawn.typos))
     left.plot(drawn.area, drawn.price, ".", markersize=3, color="gray", alpha=0.6)
-    left.plot(drawn.area[typos], drawn.price[typos], "x", color="black", label="extra zeros")
+    low, high = drawn.price[typos].min() / 1e6, drawn.price[typos].max() / 1e6
+    label = f"{len(typos)} typos, {low:.3g} to {high:.3g} million"
+    left.plot(drawn.area[typos], np.full(len(typos), 0.97 * top), "^", color="black", label=label)
     ends = np.array([drawn.area.min(), drawn.area.max()])
     for number, (name, slope) in enumerate(one["slopes"].items()):
         style = {"linestyle": ("-", "--", "-.", ":", (0, (1, 3)))[number], "color": f"C{number}", "linewidth": 2}
         left.plot(ends, slope * ends + one["intercepts"][name], label=name, **style)
-    low = min(0.9 * drawn.clean.min(), 1e5)
-    left.set(xlabel="area, m²", ylabel="price", yscale="log", ylim=(low, 2 * drawn.price.max()))
-    left.legend(frameon=False, fontsize=8)
+    left.set(xlabel="area, m²", ylabel="price", ylim=(0, top), title="the lines through the first data set")
+    left.legend(frameon=False, fontsize=8, loc="center right")
     names = list(off)
     for number, name in enumerate(names):
         right.plot([number] * len(off[name]), 100 * np.array(off[name]), "o", color=f"C{number}", alpha=0.6)
-    right.axhline(2, color="gray", linestyle="--", linewidth=1)
-    right.axhline(20, color="gray", linestyle="--", linewidth=1)
+    for level in (2, 20):
+        right.axhline(level, color="gray", linestyle="--", linewidth=1)
+        right.text(len(names) - 0.6, level, f"{level} %", color="gray", fontsize=8, ha="right", va="bottom")
     right.set_xticks(range(len(names)), names)
     right.set(yscale="log", ylabel="slope off by, %", title=f"{len(off['mse'])} data sets")
     figure.savefig(folder / "figure.png", dpi=140)

@@ -36,10 +36,10 @@ def advise(
         tails = " first; the heavy tails may come of it" if "heavy_tails" in holds and not again else ""
         lines.append(f"{again.format('the spread still changes')}{log}predict the spread too (nll of a Normal){tails}.")
     if "skew" in holds:
-        low = figures["octile_skew"] < 0
+        side, log = ("above", ", or log a positive target") if figures["octile_skew"] < 0 else ("below", "")
         lines.append(
-            f"{again.format('they are still skewed')}squared error fits the mean, which rows far {'above' if low else 'below'} the prediction pull: "
-            f"compare with MAE for the median, quantile for any other level{', or log a positive target' * low}."
+            f"{again.format('they are still skewed')}squared error fits the mean, which rows far {side} the prediction "
+            f"pull: compare with MAE for the median, with quantile for any other level{log}."
         )
     if "bias" in holds:
         side = "high" if figures["bias"] > 0 else "low"

@@ -12,10 +12,11 @@ import numpy as np
 
 from jaxloss.contract import shown
 from jaxloss.diagnostics.advice import advise, rows_named
+from jaxloss.diagnostics.balance import Balance
 from jaxloss.diagnostics.verdicts import FAR, NORMAL_SCALE, Verdict, judge
 from jaxloss.metrics import ResidualStats, histogram
 
-__all__ = ["Balance", "Diagnosis", "Output", "diagnose"]
+__all__ = ["Diagnosis", "Output", "diagnose"]
 
 WIDTH = 99
 """Columns of the printed block."""
@@ -38,21 +39,6 @@ class Output(NamedTuple):
     lost: tuple[int, ...]
     """Rows with an entry that is not finite, as far as `ResidualStats` keeps their ids."""
     advice: tuple[str, ...]
-
-
-class Balance(NamedTuple):
-    """How the squared error is spread over the outputs; one entry for each, in their order."""
-
-    shares: tuple[float, ...]
-    """Parts of Σwr² over all outputs."""
-    standardized_shares: tuple[float, ...]
-    """The same with each target divided by its standard deviation, as `Standardizer` does."""
-    weights: tuple[float, ...]
-    """The inverse variance of each target: as weights, they train as standardised targets do."""
-    dominant: str | None
-    """The output whose residuals the loss is made of, if there is one."""
-    because_of_unit: bool
-    """Whether it is so no more when the targets are standardised."""
 
 
 class Diagnosis(NamedTuple):
@@ -87,7 +73,7 @@ class Diagnosis(NamedTuple):
         shape = np.shape(stats.largest)
         labels = _labels(names, shape)
         outputs = tuple(_output(name, *_figures(stats, place)) for name, place in zip(labels, np.ndindex(shape)))
-        return cls(outputs, _balance(outputs) if len(outputs) > 1 else None)
+        return cls(outputs, Balance.of(labels, [output.figures for output in outputs]) if len(outputs) > 1 else None)
 
     @property
     def figures(self) -> dict[str, float]:
@@ -118,7 +104,7 @@ class Diagnosis(NamedTuple):
             f"{'All outputs' if len(names) == len(self.outputs) else ', '.join(names)}: {line}"
             for line, names in told.items()
         )
-        return (*_rebalance(self.balance, self.outputs), *each)
+        return (*self.balance.advice, *each)
 
     def as_dict(self) -> dict[str, Any]:
         """Everything as dicts, lists, strings and numbers, for JSON; a number that is not finite is None."""
@@ -132,7 +118,7 @@ class Diagnosis(NamedTuple):
     def __str__(self) -> str:
         blocks = [_block(output) for output in self.outputs[:FULL]] if len(self.outputs) <= FULL else [_table(self)]
         if self.balance is not None:
-            blocks.append(_shares(self.balance, self.outputs))
+            blocks.append(_shares(self.balance))
         return "\n\n".join([*blocks, "\n".join(["Advice", *map(_bullet, self.advice)])] if self.advice else blocks)
 
     __repr__ = __str__  # all figures of all outputs are no use at a prompt
@@ -216,39 +202,6 @@ def _output(name: str, figures: dict[str, float], weights: np.ndarray, worst: di
     return Output(name, figures, verdicts, finite, far, lost, advise(figures, verdicts, far, lost))
 
 
-def _balance(outputs: tuple[Output, ...]) -> Balance:
-    squares = np.array([output.figures["mse"] * output.figures["weight"] for output in outputs])
-    variances = np.array([output.figures["target_sd"] ** 2 for output in outputs])
-    weights = np.divide(1.0, variances, where=variances > 0, out=np.ones_like(variances))
-    dominates = 0.5 + 0.5 / len(outputs)  # two outputs: one counts three times the other
-
-    def shares(squares: np.ndarray) -> np.ndarray:
-        squares = np.nan_to_num(squares)  # an output without residuals adds nothing
-        return squares / squares.sum() if squares.sum() > 0 else np.full_like(squares, np.nan)
-
-    plain, standardized = shares(squares), shares(squares * weights)
-    first = int(np.argmax(np.nan_to_num(plain)))
-    dominant = outputs[first].name if plain[first] >= dominates else None
-    unit = dominant is not None and bool(standardized[first] < dominates)
-    return Balance(tuple(plain.tolist()), tuple(standardized.tolist()), tuple(weights.tolist()), dominant, unit)
-
-
-def _rebalance(balance: Balance, outputs: tuple[Output, ...]) -> list[str]:
-    if balance.dominant is None:
-        return []
-    first = [output.name for output in outputs].index(balance.dominant)
-    share, standardized = balance.shares[first], balance.standardized_shares[first]
-    told = f"{balance.dominant} makes up {share:.1%} of the squared error"
-    if not balance.because_of_unit:
-        return [f"{told}, and {standardized:.1%} of it in standard units: it is the hardest, whatever its unit."]
-    weights = ", ".join(f"{weight:.3g}" for weight in balance.weights)
-    inverse = f"weights=[[{weights}]]" if len(outputs) <= 6 else "weights of 1 / target variance"
-    return [
-        f"{told} because of its unit ({standardized:.1%} in standard units): train on targets standardised by "
-        f"Standardizer, or with {inverse}, the inverse variances."
-    ]
-
-
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _plain(part) for name, part in value.items()}
@@ -298,13 +251,14 @@ def _table(diagnosis: Diagnosis) -> str:
     return "\n".join(lines)
 
 
-def _shares(balance: Balance, outputs: tuple[Output, ...]) -> str:
+def _shares(balance: Balance) -> str:
     order = np.argsort(-np.nan_to_num(balance.shares), kind="stable")[:FULL]
     told = (
-        f"{outputs[place].name} {balance.shares[place]:.1%} (standardised {balance.standardized_shares[place]:.1%})"
+        f"{balance.names[place]} {balance.shares[place]:.1%} ({balance.standardized_shares[place]:.1%})"
         for place in order
     )
-    return textwrap.fill("Share of the squared error: " + ", ".join(told), WIDTH, subsequent_indent="  ")
+    text = f"Share of the squared error (with standardised targets): {', '.join(told)}"
+    return textwrap.fill(text, WIDTH, subsequent_indent="  ")
 
 
 def _bullet(line: str) -> str:

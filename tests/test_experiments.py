@@ -71,6 +71,7 @@ REFUSED = {
     "unknown optimizer": (["linear", "--optimizer", "sdg"], "sgd"),
     "not a number": (["linear", "--epochs", "many"], "--epochs"),
     "too few points": (["linear", "--points", "1"], "points"),
+    "too many typos": (["outliers", "--typos", "9"], "typos"),
     "batch too large": (["mlp", "--batch-size", "100000"], "batch_size"),
 }
 
@@ -146,3 +147,27 @@ def test_noise_compares_distributions(tmp_path):
     assert all(result["claims"].values())
     assert set(result["growing"]) == {"mse", "nll", "β-NLL", "CRPS", "quantiles"}
     assert_complete(tmp_path / "noise", result)
+
+
+def test_calibrate_on_few_samples(tmp_path):
+    """Few samples: what they show of rates is left to the whole run, and to the slow tests of diagnose."""
+    code, result = run(tmp_path, "calibrate", "--sizes", "2000", "--repeats", "50")
+    assert code == 0
+    assert all(result["claims"].values())
+    faults = {entry["kind"]: entry[entry["fault"]] for entry in result["rates"] if entry["fault"]}
+    assert set(faults.values()) == {1.0}
+    assert_complete(tmp_path / "calibrate", result)
+
+
+def test_outliers_spoil_squared_error_alone(tmp_path, capsys):
+    """On one data set, where the claims hold as they do over ten."""
+    code, result = run(tmp_path, "outliers", "--seeds", "1", "--rates", "0.1", "--epochs", "800")
+    assert code == 0
+    assert result["off"]["mse"][0] > 0.2
+    assert max(result["off"][name][0] for name in ("huber", "tukey")) < 0.02
+    found = result["each"][0]["found"]
+    assert found["outliers"]
+    assert found["named"] == found["typos"]
+    assert len(found["typos"]) == 8
+    assert_complete(tmp_path / "outliers", result)
+    assert "dominated by outliers" in capsys.readouterr().out

@@ -180,7 +180,8 @@ def _figures(stats: ResidualStats, place: tuple[int, ...]) -> tuple[dict[str, fl
         spread = float(np.sqrt(np.divide(one.moment("absolute", "absolute"), weight)))
     figures |= {"growth": growth, "trend": trend, "absolute_sd": spread}
     figures |= {"octile_low": quantiles[0.125], "median": quantiles[0.5], "octile_high": quantiles[0.875]}
-    figures["robust_scale"] = figures["median_absolute_error"] / NORMAL_SCALE
+    scale = figures["median_absolute_error"] / NORMAL_SCALE
+    figures["robust_scale"] = 0.0 if scale < np.finfo(np.float32).tiny else scale  # the histogram's bin of 0
     figures["far_rows"] = _far(one.histogram.value, figures["robust_scale"])
     return {name: float(value) for name, value in figures.items()}, one.histogram.value, worst
 

@@ -77,5 +77,7 @@ def _robust(figures: dict[str, float], redescending: bool = False) -> str:
     scale = figures["robust_scale"]
     if scale == 0:  # at least half of the residuals are 0
         return ""
-    told = f", with huber at delta={HUBER * scale:.3g}"
-    return told + (f", and with tukey at scale={TUKEY * scale:.3g} started from that fit" if redescending else "")
+    told = f", with huber at delta={HUBER * scale:.3g} ({HUBER} × robust scale)"
+    return told + (
+        f", and with tukey at scale={TUKEY * scale:.3g} ({TUKEY} ×) started from that fit" if redescending else ""
+    )

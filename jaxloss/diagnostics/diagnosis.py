@@ -221,8 +221,8 @@ def _block(output: Output) -> str:
         lines.append(
             f"  beside them, not finite and in no figure: {figures['nonfinite']:,.0f}{rows_named(output.lost, ', row')}"
         )
-    main = (("RMSE", "rmse"), ("MAE", "mae"), ("MSE", "mse"), ("bias", "bias"), ("R²", "r2"))
-    lines.append("  " + "   ".join(f"{label} {figures[name]:.4g}" for label, name in main))
+    main = {"RMSE": "rmse", "MAE": "mae", "MSE": "mse", "bias": "bias", "R²": "r2", "robust scale": "robust_scale"}
+    lines.append("  " + "   ".join(f"{label} {figures[name]:.4g}" for label, name in main.items()))
     if not figures["mse"] > 0:
         reason = next(iter(output.verdicts.values())).reason
         return "\n".join([*lines, f"  {reason[0].upper()}{reason[1:]}: nothing to judge."])

@@ -22,8 +22,8 @@ VERDICTS = ("bias", "skew", "outliers", "heavy_tails", "spread")
 
 NORMAL_SCALE = 0.674489750196
 """The median of |r| for normal residuals of standard deviation 1."""
-NORMAL_TAILS, LAPLACE_TAILS = math.sqrt(math.pi / 2), math.sqrt(2)
-"""RMSE/MAE of normal and of Laplace residuals."""
+NORMAL_TAILS = math.sqrt(math.pi / 2)
+"""RMSE/MAE of normal residuals."""
 TOP = 0.01
 """The share of the rows whose part of the squared error tells of outliers; for normal errors it is 8 %."""
 FAR = 5.0
@@ -67,7 +67,7 @@ def judge(figures: dict[str, float], weights: np.ndarray) -> dict[str, Verdict]:
 
 
 def _verdict(figure: float, threshold: float, clear: float, yes: str, no: str, reason: str) -> Verdict:
-    """Compare; `clear` is the size of an effect that must not be missed."""
+    """Compare; past `clear`, a threshold would sooner miss a plain effect than find it."""
     if abs(figure) >= threshold:
         return Verdict(True, yes, figure, threshold, reason)
     if threshold > clear or math.isnan(figure):
@@ -80,7 +80,7 @@ def _bias(figures: dict[str, float], root: float, outliers: Verdict, below: floa
     bias, scale = figures["bias"], 0.1 * figures["robust_scale"]
     figure, threshold = bias / figures["rmse"], max(0.1, 3 / root)
     reason = f"the bias, {bias:+.3g}, is {_percent(figure)} of the RMSE (biased from {_percent(threshold)})"
-    found = _verdict(figure, threshold, 0.3, f"biased: too {'high' if bias > 0 else 'low'}", "not biased", reason)
+    found = _verdict(figure, threshold, 0.2, f"biased: too {'high' if bias > 0 else 'low'}", "not biased", reason)
     if found.holds and outliers.holds:
         agrees = min(below, figures["median"] - scale) > 0 if bias > 0 else max(above, figures["median"] + scale) < 0
         if not agrees:
@@ -99,7 +99,7 @@ def _skew(figures: dict[str, float], root: float, uncertain: float) -> Verdict:
         f"{_percent(0.5 + figures['sign_imbalance'] / 2)} are positive"
     )
     side = "predictions far too high" if figure > 0 else "predictions far too low"
-    return _verdict(figure, threshold, 0.3, f"skewed towards {side}", "symmetric", reason)
+    return _verdict(figure, threshold, 0.2, f"skewed towards {side}", "symmetric", reason)
 
 
 def _outliers(figures: dict[str, float], weights: np.ndarray) -> Verdict:
@@ -121,7 +121,7 @@ def _heavy_tails(figures: dict[str, float], root: float) -> Verdict:
     """RMSE/MAE."""
     figure, threshold = figures["rmse_over_mae"], max(1.33, NORMAL_TAILS + 1.2 / root)
     reason = f"RMSE/MAE {figure:.3g} (heavy from {threshold:.3g}; normal errors 1.25, Laplace 1.41)"
-    return _verdict(figure, threshold, LAPLACE_TAILS, "heavy tails", "tails not heavy", reason)
+    return _verdict(figure, threshold, 1.36, "heavy tails", "tails not heavy", reason)
 
 
 def _spread(figures: dict[str, float], root: float) -> Verdict:
@@ -139,7 +139,7 @@ def _spread(figures: dict[str, float], root: float) -> Verdict:
         f"(called from {_percent(threshold)})"
     )
     yes = f"spread {'grows' if figure > 0 else 'shrinks'} with the prediction"
-    found = _verdict(figure, threshold, 0.3, yes, "even spread", reason)
+    found = _verdict(figure, threshold, 0.2, yes, "even spread", reason)
     if found.holds and abs(figures["growth"]) <= abs(figures["trend"]):
         return found._replace(
             holds=None, words="cannot tell", reason=f"{reason}, no more than the residual itself does"

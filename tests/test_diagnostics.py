@@ -276,6 +276,10 @@ def test_degenerate_residuals():
     exact = diagnose(np.ones(20), np.ones(20))
     assert "Every residual is 0" in str(exact)
     assert exact.advice == ()
+    for size in (1e-30, 1e30):
+        beyond = diagnose(np.float32(size) * normal(20).astype(np.float32), np.zeros(20, np.float32))
+        assert "past the range of float32" in str(beyond)
+        assert not held(beyond)
     constant = diagnose(np.zeros(ROWS), normal())
     assert constant.verdicts["spread"].holds is None
     assert "all predictions are the same" in str(constant)
@@ -296,9 +300,18 @@ def test_prints_in_a_hundred_columns_and_as_json(case):
         assert label in str(diagnosis)
 
 
+@pytest.mark.parametrize("size", [-1.234567e15, 1e30])  # squares of 1e30 are past float32
+def test_long_names_and_numbers_fit(size):
+    pred = np.float32(size) * RANDOM.normal(size=(ROWS, 2)).astype(np.float32)
+    diagnosis = diagnose(pred, np.zeros((ROWS, 2)), names=["a" * 120, "b b" * 50])
+    assert max(map(len, str(diagnosis).splitlines())) < 100
+
+
 def test_many_outputs_print_as_a_table():
     shape = ROWS, 7
-    diagnosis = diagnose(RANDOM.normal(size=shape) * 10.0 ** np.arange(7), np.zeros(shape), names=["x" * 40] * 7)
+    diagnosis = diagnose(
+        RANDOM.normal(size=shape) * 10.0 ** np.arange(7), np.zeros(shape), names=[letter * 120 for letter in "abcdefg"]
+    )
     assert max(map(len, str(diagnosis).splitlines())) < 100
     json.dumps(diagnosis.as_dict(), allow_nan=False)
 
@@ -307,6 +320,7 @@ REFUSED = {
     "shapes": (ShapeError, "None", lambda: diagnose(np.zeros((4, 1)), np.zeros(4))),
     "mask": (TypeError, "boolean", lambda: diagnose(np.zeros(4), np.zeros(4), where=np.ones(4))),
     "number of names": (ValueError, "3 entries for 2", lambda: diagnose(*np.zeros((2, 4, 2)), names=["a", "b", "c"])),
+    "a name twice": (ValueError, "differ", lambda: diagnose(*np.zeros((2, 4, 2)), names=["a", "a"])),
     "a name": (TypeError, "list", lambda: diagnose(*np.zeros((2, 4, 2)), names="ab")),
     "no output": (ValueError, "no output", lambda: diagnose(*np.zeros((2, 4, 0)))),
     "arrays": (TypeError, "diagnose", lambda: Diagnosis.of(np.zeros(4))),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -20,7 +21,7 @@ def advise(
     lines = []
     if figures["nonfinite"]:
         lines.append(f"Mend or mask what is not finite{rows_named(lost, ': row')}: until then every loss is NaN.")
-    if not figures["mse"] > 0:
+    if not 0 < figures["mse"] < math.inf:
         return tuple(lines)
     holds = {name for name, verdict in verdicts.items() if verdict.holds}
     if "outliers" in holds:

@@ -60,5 +60,6 @@ class Balance(NamedTuple):
 
 
 def _shares(squares: np.ndarray) -> np.ndarray:
-    squares = np.nan_to_num(squares)  # an output without residuals adds nothing
-    return squares / squares.sum() if squares.sum() > 0 else np.full_like(squares, np.nan)
+    squares = np.where(np.isnan(squares), 0, squares)  # an output without residuals adds nothing
+    total = squares.sum()
+    return squares / total if 0 < total < np.inf else np.full_like(squares, np.nan)

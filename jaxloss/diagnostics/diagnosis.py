@@ -119,7 +119,11 @@ class Diagnosis(NamedTuple):
         blocks = [_block(output) for output in self.outputs[:FULL]] if len(self.outputs) <= FULL else [_table(self)]
         if self.balance is not None:
             blocks.append(_shares(self.balance))
-        return "\n\n".join([*blocks, "\n".join(["Advice", *map(_bullet, self.advice)])] if self.advice else blocks)
+        return "\n\n".join(
+            [*blocks, "\n".join(["Advice", *(_wrapped(line, "  - ") for line in self.advice)])]
+            if self.advice
+            else blocks
+        )
 
     __repr__ = __str__  # all figures of all outputs are no use at a prompt
 
@@ -162,6 +166,8 @@ def _labels(names: Sequence[str] | None, shape: tuple[int, ...]) -> list[str]:
         raise ValueError(
             f"diagnose: names has {len(names)} entries for {number} outputs of shape {shape}: give each one"
         )
+    if len(set(names)) < number:
+        raise ValueError(f"diagnose: names must differ, got {shown(names)}")
     return [str(name) for name in names]
 
 
@@ -216,28 +222,24 @@ def _block(output: Output) -> str:
     rows = f"{figures['n']:,.0f} rows"
     if figures["effective_n"] < 0.995 * figures["n"]:
         rows += f" that weigh as {figures['effective_n']:,.0f} equal ones"
-    lines = [f"Residuals{f' of {output.name}' if output.name else ''} (pred − target): {rows}"]
+    lines = [_wrapped(f"Residuals{f' of {output.name}' if output.name else ''} (pred − target): {rows}", "")]
     if figures["nonfinite"]:
-        lines.append(
-            f"  beside them, not finite and in no figure: {figures['nonfinite']:,.0f}{rows_named(output.lost, ', row')}"
-        )
+        where = rows_named(output.lost, ", row")
+        lines.append(_wrapped(f"beside them, not finite and in no figure: {figures['nonfinite']:,.0f}{where}", "  "))
     main = {"RMSE": "rmse", "MAE": "mae", "MSE": "mse", "bias": "bias", "R²": "r2", "robust scale": "robust_scale"}
-    lines.append("  " + "   ".join(f"{label} {figures[name]:.4g}" for label, name in main.items()))
-    if not figures["mse"] > 0:
+    lines.append(_wrapped("   ".join(f"{label} {figures[name]:.4g}" for label, name in main.items()), "  "))
+    if not 0 < figures["mse"] < math.inf:
         reason = next(iter(output.verdicts.values())).reason
         return "\n".join([*lines, f"  {reason[0].upper()}{reason[1:]}: nothing to judge."])
     lines += [_entry(name, verdict) for name, verdict in output.verdicts.items()]
     worst = ", ".join(f"row {entry['row']} ({entry['residual']:+.3g})" for entry in output.worst[:4])
-    return "\n".join([*lines, f"  largest residuals: {worst}"] if worst else lines)
+    return "\n".join([*lines, _wrapped(f"largest residuals: {worst}", "  ")] if worst else lines)
 
 
 def _entry(name: str, verdict: Verdict) -> str:
     words = verdict.words if verdict.holds is not None else f"{name.replace('_', ' ')}: {verdict.words}"
     mark = {True: "!", False: " ", None: "?"}[verdict.holds]
-    return textwrap.fill(
-        f"{words}: {verdict.reason}", WIDTH, initial_indent=f"  {mark} ", subsequent_indent="      ",
-        break_long_words=False,
-    )  # fmt: skip
+    return _wrapped(f"{words}: {verdict.reason}", f"  {mark} ")
 
 
 def _table(diagnosis: Diagnosis) -> str:
@@ -258,9 +260,10 @@ def _shares(balance: Balance) -> str:
         f"{balance.names[place]} {balance.shares[place]:.1%} ({balance.standardized_shares[place]:.1%})"
         for place in order
     )
-    text = f"Share of the squared error (with standardised targets): {', '.join(told)}"
-    return textwrap.fill(text, WIDTH, subsequent_indent="  ")
+    return _wrapped(f"Share of the squared error (with standardised targets): {', '.join(told)}", "")
 
 
-def _bullet(line: str) -> str:
-    return textwrap.fill(line, WIDTH, initial_indent="  - ", subsequent_indent="    ", break_long_words=False)
+def _wrapped(text: str, start: str) -> str:
+    """The text in WIDTH columns; what does not fit on the first line is set in by two more."""
+    rest = " " * (len(start) + 2)
+    return textwrap.fill(text, WIDTH, initial_indent=start, subsequent_indent=rest, break_on_hyphens=False)

@@ -50,8 +50,13 @@ def judge(figures: dict[str, float], weights: np.ndarray) -> dict[str, Verdict]:
     figures: those of a summary, of one output, and what `jaxloss.diagnostics.diagnosis` adds to them.
     weights: its histogram.
     """
-    if not figures["mse"] > 0:
-        reason = "every residual is 0" if figures["mse"] == 0 else "there are no finite residuals"
+    if not 0 < figures["mse"] < math.inf:
+        if math.isnan(figures["mse"]):
+            reason = "there are no finite residuals"
+        elif figures["max_error"] == 0:
+            reason = "every residual is 0"
+        else:
+            reason = "the squared residuals are past the range of float32, rescale the target"
         return {name: Verdict(None, "nothing to tell", math.nan, math.nan, reason) for name in VERDICTS}
     root = math.sqrt(figures["effective_n"])
     around = 0.5 + 1.5 / root * np.array([-1, 1])  # three standard errors of the share of rows below the median

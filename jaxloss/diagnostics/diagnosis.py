@@ -150,6 +150,7 @@ def diagnose(
     shape = np.shape(target)
     if 0 in shape[1:]:
         raise ValueError(f"diagnose: target has shape {shape}, which holds no output")
+    _labels(names, shape[1:])  # a mistake is told before anything is computed
     stats = ResidualStats.of(pred, target, weights=weights, where=where, per_output=len(shape) > 0)
     return Diagnosis.of(stats, names=names)
 

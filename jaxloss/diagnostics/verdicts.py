@@ -108,16 +108,13 @@ def _skew(figures: dict[str, float], root: float, uncertain: float) -> Verdict:
 
 
 def _outliers(figures: dict[str, float], weights: np.ndarray) -> Verdict:
-    """The part of the squared error in the top 1 % of the rows; in the top one, or in all those far out, if more."""
-    rows, far = figures["effective_n"], figures["far_rows"]
-    share = max(TOP, 1 / rows, far)
-    figure, threshold = float(histogram.top_share(weights, share)), 0.3 + 5 / rows
+    """The part of the squared error in the top 1 % of the rows, or in those that are far out, if they are more."""
+    share = max(TOP, figures["far_rows"])
+    figure, threshold = float(histogram.top_share(weights, share)), 0.3 + 5 / figures["effective_n"]
     if share == TOP:
         who = "the largest 1% of the rows carry"
-    elif share == far:
-        who = f"the {_percent(far)} of the rows beyond {FAR:g} robust scales carry"
     else:
-        who = "the largest residual carries"
+        who = f"the {_percent(share)} of the rows beyond {FAR:g} robust scales carry"
     reason = f"{who} {_percent(figure)} of the squared error (dominated from {_percent(threshold)})"
     return _verdict(figure, threshold, 0.9, "dominated by outliers", "not dominated by outliers", reason)
 

@@ -171,6 +171,13 @@ def test_a_few_rows_tell_little():
     assert not held(residuals_of(normal(20), where=np.arange(20) < 3))
 
 
+def test_small_samples_are_not_called_by_chance():
+    pred = RANDOM.uniform(10, 20, (50, 100))
+    outputs = diagnose(pred, pred - RANDOM.normal(size=pred.shape)).outputs
+    for verdict in VERDICTS:
+        assert sum(output.verdicts[verdict].holds is True for output in outputs) <= 2, verdict
+
+
 # Advice
 
 

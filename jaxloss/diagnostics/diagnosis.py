@@ -119,11 +119,9 @@ class Diagnosis(NamedTuple):
         blocks = [_block(output) for output in self.outputs[:FULL]] if len(self.outputs) <= FULL else [_table(self)]
         if self.balance is not None:
             blocks.append(_shares(self.balance))
-        return "\n\n".join(
-            [*blocks, "\n".join(["Advice", *(_wrapped(line, "  - ") for line in self.advice)])]
-            if self.advice
-            else blocks
-        )
+        if self.advice:
+            blocks.append("\n".join(["Advice", *(_wrapped(line, "  - ") for line in self.advice)]))
+        return "\n\n".join(blocks)
 
     __repr__ = __str__  # all figures of all outputs are no use at a prompt
 

@@ -6,12 +6,12 @@ Residuals are drawn many times over: clean ones (normal, of one size; with even 
 with predictions of a long tail), and faulty ones (a bias, skew, outliers, heavy tails, spread that grows with the
 prediction). The table holds the share of samples in which each verdict holds.
 
-Answer: on clean residuals each verdict is wrong in at most 0.4 % of the samples, from 20 rows to 1,000,000, and any of
-them in at most 1.0 %; from 10,000 rows on in none, where the practical thresholds are nine standard errors away. From
-1,000 rows on a bias of 0.2 sd, skew, 1 % outliers of 20 sd, Laplace errors and a spread that doubles are each found in
-at least 99.9 % of the samples; of 100 rows in 15 % (bias), 24 % (spread), 26 to 79 % (skew) and 65 % (outliers,
-Laplace). Skew and outliers come with heavy tails, and no fault is taken for another otherwise in more than 1.3 %.
-A bias of 0.005 sd is not called in a million rows.
+Answer: on clean residuals each verdict is wrong in at most 0.4 % of the samples of 20, 100 or 1,000 rows, and any of
+them in at most 1.0 %; in none of 2000 samples of 10,000 rows (200 of 100,000, 20 of 1,000,000), where the practical
+thresholds are nine standard errors away. From 1,000 rows on a bias of 0.2 sd, skew, 1 % outliers of 20 sd, Laplace
+errors and a spread that doubles are each found in at least 99.9 %; of 100 rows in 15 % (bias), 24 % (spread), 26 to
+79 % (skew) and 65 % (outliers, Laplace). From 1,000 rows on no fault is taken for another in more than 1.3 %, but that
+skewed residuals and outliers have heavy tails. A bias of 0.005 sd is not called in a million rows.
 """
 
 from __future__ import annotations

@@ -1,10 +1,13 @@
 """Regression losses for JAX: written for one prediction, lifted to every shape, derivative and device."""
 
+from jaxloss import diagnostics as diagnostics
 from jaxloss import losses as losses
 from jaxloss import metrics as metrics
 from jaxloss import scaling as scaling
 from jaxloss.composite import composite as composite
 from jaxloss.contract import ShapeError as ShapeError
+from jaxloss.diagnostics import Diagnosis as Diagnosis
+from jaxloss.diagnostics import diagnose as diagnose
 from jaxloss.lift import Loss as Loss
 from jaxloss.lift import Traits as Traits
 from jaxloss.lift import curvature as curvature

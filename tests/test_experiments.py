@@ -73,6 +73,7 @@ REFUSED = {
     "too few points": (["linear", "--points", "1"], "points"),
     "too few trips": (["units", "--rows", "5"], "--rows"),
     "too few people": (["multi_output", "--rows", "5"], "--rows"),
+    "too many typos": (["outliers", "--typos", "9"], "typos"),
     "batch too large": (["mlp", "--batch-size", "100000"], "batch_size"),
 }
 
@@ -172,3 +173,27 @@ def test_multi_output(tmp_path):
     for fit in result["fits"].values():
         assert len(fit["test"]["rmse"]) == 2
     assert_complete(tmp_path / "multi_output", result)
+
+
+def test_calibrate_on_few_samples(tmp_path):
+    """Few samples: what they show of rates is left to the whole run, and to the slow tests of diagnose."""
+    code, result = run(tmp_path, "calibrate", "--sizes", "2000", "--repeats", "50")
+    assert code == 0
+    assert all(result["claims"].values())
+    faults = {entry["kind"]: entry[entry["fault"]] for entry in result["rates"] if entry["fault"]}
+    assert set(faults.values()) == {1.0}
+    assert_complete(tmp_path / "calibrate", result)
+
+
+def test_outliers_spoil_squared_error_alone(tmp_path, capsys):
+    """On one data set, where the claims hold as they do over ten."""
+    code, result = run(tmp_path, "outliers", "--seeds", "1", "--rates", "0.1", "--epochs", "800")
+    assert code == 0
+    assert result["off"]["mse"][0] > 0.2
+    assert max(result["off"][name][0] for name in ("huber", "tukey")) < 0.02
+    found = result["each"][0]["found"]
+    assert found["outliers"]
+    assert found["named"] == found["typos"]
+    assert len(found["typos"]) == 8
+    assert_complete(tmp_path / "outliers", result)
+    assert "dominated by outliers" in capsys.readouterr().out

@@ -27,7 +27,7 @@ ARROWS = {
     "losses": {"losses", "lift", "kink", "contract"},
     "likelihood": {"likelihood", "lift", "kink", "contract", "losses", "reduce"},
     "metrics": {"metrics", "reduce", "kink", "contract"},
-    "diagnostics": {"metrics", "reduce", "contract"},
+    "diagnostics": {"diagnostics", "metrics", "contract"},
     "plots": {"plots", "likelihood", "lift", "contract"},
     "solve": {"solve", "lift", "reduce", "kink", "contract", "losses"},
     "train": {"train", "reduce", "contract", "likelihood"},

@@ -222,7 +222,7 @@ def place(leaf: Any, mesh: Mesh, spec: PartitionSpec) -> jax.Array:
     sharding = NamedSharding(mesh, spec)
     if jax.process_count() == 1:
         return jax.device_put(leaf, sharding)
-    if jnp.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key):
+    if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
         return jax.random.wrap_key_data(place(jax.random.key_data(leaf), mesh, spec), impl=jax.random.key_impl(leaf))
     host = np.asarray(leaf)
     host = host.astype(jax.dtypes.canonicalize_dtype(host.dtype))
@@ -234,8 +234,10 @@ def spread_orders(orders: np.ndarray, mesh: Mesh | None) -> jax.Array:
     return jnp.asarray(orders) if mesh is None else place(orders, mesh, PartitionSpec(None, None, DATA_AXIS))
 
 
-def spread_params(params: Any, mesh: Mesh, rule: Callable | None) -> Any:
-    """Parameters on every device of the mesh, or split by the rule."""
+def spread_params(params: Any, mesh: Mesh | None, rule: Callable | None = None) -> Any:
+    """A tree on every device of the mesh, or split by the rule."""
+    if mesh is None:
+        return params
 
     def put(path: Any, leaf: Any) -> jax.Array:
         return place(leaf, mesh, PartitionSpec() if rule is None else rule(path, leaf))

@@ -118,9 +118,9 @@ def one_batch(
 
 def split_params(state: TrainState, optimizer: Any, plan: Plan) -> TrainState:
     """The state with its parameters, and what the optimizer keeps for each, split by the rule."""
-    if plan.shard is None:
-        return state
     mesh, shard = plan.mesh, plan.shard
+    if mesh is None or shard is None:
+        return state
     specs = jax.tree_util.tree_map_with_path(lambda path, leaf: NamedSharding(mesh, shard(path, leaf)), state.params)
     params = jax.tree.map(lax.with_sharding_constraint, state.params, specs)
     kept = optax.tree.map_params(optimizer, lax.with_sharding_constraint, state.opt_state, specs)

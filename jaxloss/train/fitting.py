@@ -22,7 +22,6 @@ from jaxloss.train.data import (
     Layout,
     as_batch,
     count_rows,
-    place,
     screen,
     spread,
     spread_orders,
@@ -137,13 +136,10 @@ def fit(
     limits = Limits(epochs + 1 if patience is None else patience, max_skipped)
     if mesh is not None and DATA_AXIS not in mesh.shape:
         raise ValueError(f"fit: the mesh needs an axis {DATA_AXIS!r}, it has {tuple(mesh.shape)}")
-    if mesh is not None:
-        params, model_state, objective = (
-            spread_params(params, mesh, shard_params),
-            *(jax.tree.map(lambda leaf: place(leaf, mesh, PartitionSpec()), tree) for tree in (model_state, objective)),
-        )
-    elif shard_params is not None:
+    if mesh is None and shard_params is not None:
         raise ValueError("fit: shard_params needs a mesh")
+    objective, model_state = spread_params((objective, model_state), mesh)
+    params = spread_params(params, mesh, shard_params)
     shared = (objective, optimizer, None if held_out is None else spread(held_out, mesh), limits, average)
     shared = (*shared, mesh, shard_params)
     numbers = {

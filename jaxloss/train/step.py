@@ -88,16 +88,14 @@ def make_step(
             grads.append(more)
         grads = jax.tree.map(lambda *heads: sum(heads), *grads) if len(grads) > 1 else grads[0]
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        new: Any = (optax.apply_updates(state.params, updates), opt_state, model_state)
-        if guard:
-            finite = all_finite((metrics, new[0]))
-            new, metrics = jax.tree.map(  # type: ignore[misc]
-                functools.partial(jnp.where, finite),
-                (new, metrics),
-                ((state.params, state.opt_state, state.model_state), jax.tree.map(jnp.zeros_like, metrics)),
-            )
-            metrics["skipped"] = (~finite).astype(jnp.int32)
-        return TrainState(*new, state.key, state.step + 1), metrics
+        params = optax.apply_updates(state.params, updates)
+        new = TrainState(params, opt_state, model_state, state.key, state.step + 1)
+        if not guard:
+            return new, metrics
+        finite = all_finite((metrics, params))
+        kept = state._replace(step=new.step), jax.tree.map(jnp.zeros_like, metrics)
+        new, metrics = jax.tree.map(functools.partial(jnp.where, finite), (new, metrics), kept)
+        return new, metrics | {"skipped": (~finite).astype(jnp.int32)}
 
     return step
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from support import close
 
-from jaxloss import ShapeError, Standardizer
+from jaxloss import ShapeError, Standardizer, observed
 
 RANDOM = np.random.default_rng(0)
 X = RANDOM.standard_normal((50, 3)) * [1.0, 10.0, 0.1] + [0.0, 5.0, -3.0]
@@ -60,6 +60,50 @@ def test_merge_is_the_fit_of_both(cut):
     whole, parts = Standardizer.fit(X), (Standardizer.fit(X[:cut]), Standardizer.fit(X[cut:]))
     for merged in (parts[0].merge(parts[1]), parts[1].merge(parts[0])):
         close(tuple(merged), tuple(whole), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("xp", [np, jnp])
+def test_masked_entries_are_absent(xp):
+    x = (X + np.array([0, 1e4, 0])).astype(np.float32)
+    where = RANDOM.uniform(size=X.shape) < 0.7
+    where[:, 2] = False
+    where[4, 2] = True
+    spoiled = np.where(where, x, np.nan)
+    for units in (
+        Standardizer.fit(xp.asarray(spoiled), where=where),
+        Standardizer.fit(xp.asarray(spoiled), where=observed(xp.asarray(spoiled))),
+        Standardizer.fit(xp.asarray(spoiled[:7]), where=where[:7]).merge(
+            Standardizer.fit(xp.asarray(spoiled[7:]), where=where[7:])
+        ),
+    ):
+        columns = [x[where[:, column], column].astype(np.float64) for column in range(3)]
+        close(units.mean, np.array([column.mean() for column in columns]), rtol=1e-6)
+        close(units.scale, np.array([columns[0].std(), columns[1].std(), 1.0]), rtol=1e-5)
+        assert units.count.tolist() == where.sum(0).tolist()
+    rows = Standardizer.fit(xp.asarray(x), where=where[:, :1])
+    close(rows.mean, x[where[:, 0]].mean(0), rtol=1e-6)
+
+
+def test_a_column_of_which_nothing_is_seen_is_left_as_it_is():
+    nothing = Standardizer.fit(np.full((3, 2), np.nan), where=np.zeros((1, 1), bool))
+    assert (nothing.mean.tolist(), nothing.scale.tolist(), nothing.count.tolist()) == ([0, 0], [1, 1], [0, 0])
+    some = Standardizer.fit(X[:, :2] + 1e6)
+    for merged in (nothing.merge(some), some.merge(nothing)):
+        close((merged.mean, merged.scale), (some.mean, some.scale), rtol=1e-15, atol=0)
+
+
+def test_a_stream_and_the_shards_of_an_axis():
+    close(tuple(Standardizer.fit_stream(X[first : first + 7] for first in range(0, 50, 7))), tuple(Standardizer.fit(X)))
+    x = jnp.asarray(X, jnp.float32) + 1e3
+
+    def shard(x, where):
+        return Standardizer.fit(x, where=where).all_merge("data")
+
+    where = jnp.arange(50).reshape(5, 10, 1) >= 10  # the first shard is empty
+    merged = jax.vmap(shard, axis_name="data")(x.reshape(5, 10, 3), where)
+    want = Standardizer.fit(x[10:])
+    for leaf in range(5):
+        close((merged.mean[leaf], merged.scale[leaf]), (want.mean, want.scale), rtol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(50,), (50, 3), (10, 5, 3)])
@@ -115,6 +159,9 @@ def test_refusals():
         (lambda: units.merge(Standardizer.fit(X[:, :2])), ShapeError),
         (lambda: Standardizer.fit(np.zeros((0, 3))), ValueError),
         (lambda: Standardizer.fit(1.0), ValueError),
+        (lambda: Standardizer.fit(X, where=np.ones(X.shape)), TypeError),
+        (lambda: Standardizer.fit(X, where=np.ones(3, bool)), ShapeError),
+        (lambda: Standardizer.fit_stream([]), ValueError),
     ):
         with pytest.raises(kind) as caught:
             call()

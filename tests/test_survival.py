@@ -180,7 +180,7 @@ def digest_of(text):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_killed_at_random_moments_it_ends_in_the_same_bytes(tmp_path, number):
-    code = RUN.format(before="", epochs=200, every=0.0, mesh=None)
+    code = RUN.format(before="", epochs=4000, every=0.0, mesh=None)
 
     def begin(folder):
         return subprocess.Popen(
@@ -197,15 +197,13 @@ def test_killed_at_random_moments_it_ends_in_the_same_bytes(tmp_path, number):
     for _ in range(20):
         process = begin(tmp_path / "killed")
         assert process.stdout.readline().strip() == "ready"
-        time.sleep(moments.uniform(0.5, 3.0))
+        time.sleep(moments.uniform(0.3, 3.0))
         process.send_signal(number)
         out, err = process.communicate(timeout=120)
-        if "digest" in out:  # it was done
-            assert digest_of(out) == want
-            break
-        killed += 1
-        assert process.returncode == (-signal.SIGKILL if number == signal.SIGKILL else 128 + signal.SIGTERM), err
-    assert killed >= 2
+        if "digest" not in out:
+            killed += 1
+            assert process.returncode in (-number, 128 + number), err
+    assert killed >= 5
     assert digest_of(begin(tmp_path / "killed").communicate(timeout=300)[0]) == want
 
 
@@ -215,9 +213,8 @@ def test_when_one_of_two_processes_is_killed_the_other_says_so_and_a_new_start_g
         with socket.socket() as held:
             held.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{held.getsockname()[1]}"
-        before = (
-            f'jax.config.update("jax_num_cpu_devices", 2); jax.distributed.initialize({address!r}, 2, int(sys.argv[2]))'
-        )
+        initialize = f"jax.distributed.initialize({address!r}, 2, int(sys.argv[2]), heartbeat_timeout_seconds=10)"
+        before = f'jax.config.update("jax_num_cpu_devices", 2); {initialize}'
         mesh = 'jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))'
         code = RUN.format(before=before, epochs=epochs, every=0.5, mesh=mesh)
         return [

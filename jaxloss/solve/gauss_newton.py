@@ -1,0 +1,171 @@
+"""A loss of a model's predictions near given parameters, as a linear least-squares problem, kept in factored form.
+
+With J the Jacobian of the predictions, ψ the slope of the loss and κ ≥ 0 its curvature, a step δ changes Σwℓ by about
+(Jᵀwψ)ᵀδ + ½ δᵀ(Jᵀ diag(wκ) J)δ: the generalised Gauss–Newton model (Schraudolph, Neural Computation 2002). The matrix
+is never formed, only the triangular factor of √(wκ) J: forming it would square the condition number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.linalg import solve_triangular
+
+from jaxloss.lift import curvature, irls_weight, slope, traits
+from jaxloss.reduce import hide
+
+__all__ = ["Factored", "Problem", "Rows", "factored", "inverse_factor"]
+
+Array = jax.Array
+
+STEEP = 8.0
+"""How many times its loss a row's slope²/(2·curvature) may be, which is 1 for squared error, to be put in the factor."""
+
+
+class Rows(NamedTuple):
+    """The loss at a prediction, per element and weighted: value, slope, and the curvature of its quadratic model."""
+
+    values: Array
+    slopes: Array
+    curvatures: Array
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Σwℓ as a function of one vector of parameters, and what is known of it per element of the target."""
+
+    predict: Callable[[Array], Array]
+    loss: Any
+    target: Array
+    weights: Any
+    where: Any
+
+    def values(self, pred: Array) -> Array:
+        """wℓ of every element, 0 where masked."""
+        return self.loss(pred, self.target, weights=self.weights, where=self.where, reduction="none").ravel()
+
+    def slopes(self, pred: Array) -> Array:
+        """The derivative of wℓ in the prediction."""
+        return self._weighted(slope(self.loss), pred)
+
+    def signed_curvatures(self, pred: Array) -> Array:
+        """The second derivative of wℓ in the prediction."""
+        return self._weighted(curvature(self.loss), pred)
+
+    def rows(self, pred: Array) -> Rows:
+        """Values, slopes and curvatures ≥ 0.
+
+        A loss that is not convex has negative curvature for outliers, and one such as mae none at all: then it is
+        slope/residual, which makes the quadratic model one that lies above the loss and touches it.
+        """
+        values, slopes, curvatures = self.values(pred), self.slopes(pred), self.signed_curvatures(pred)
+        if traits(self.loss).residual:
+            majorising = self._weighted(irls_weight(self.loss), pred)
+            sizes = jnp.abs(values)
+            # At a kink it is inf: bounded to what it is at a residual √ε times the usual one.
+            usual = jnp.sum(jnp.abs(slopes)) ** 2 / jnp.maximum(jnp.sum(sizes), jnp.finfo(sizes.dtype).tiny)
+            bound = usual / max(1, sizes.size) / jnp.sqrt(jnp.finfo(sizes.dtype).eps)
+            majorising = jnp.clip(majorising, 0, jnp.maximum(bound, jnp.max(curvatures, initial=0)))
+            plain = jnp.any(curvatures > 0) if traits(self.loss).convex else False
+            curvatures = jnp.where(plain, curvatures, majorising)
+        return Rows(values, slopes, jnp.maximum(curvatures, 0))
+
+    def jacobian(self, flat: Array) -> Array:
+        """∂pred/∂parameters, (elements, parameters), with rows of 0 where masked."""
+        jacobian = jax.jacfwd(self.predict)(flat)
+        if self.where is not None:
+            jacobian = hide(jacobian, jnp.broadcast_to(self.where, self.target.shape), 0.0)
+        return jacobian.reshape(-1, flat.size)
+
+    def noise(self, pred: Array, rows: Rows) -> Array:
+        """What rounding the predictions and the losses can do to the objective."""
+        pred = pred if self.where is None else hide(pred, jnp.broadcast_to(self.where, pred.shape), 0.0)
+        spread = jnp.linalg.norm(rows.slopes * pred.ravel())
+        return jnp.finfo(pred.dtype).eps * (jnp.abs(rows.values).sum() + spread)
+
+    def gradient(self, flat: Array) -> Array:
+        """∂Σwℓ/∂parameters, in forward mode alone."""
+        return self.slopes(self.predict(flat)) @ self.jacobian(flat)
+
+    def present(self) -> Array:
+        """How many elements count."""
+        shape = self.target.shape
+        here = jnp.ones(shape, bool) if self.where is None else jnp.broadcast_to(self.where, shape)
+        if self.weights is not None:
+            here &= jnp.broadcast_to(self.weights, shape) > 0
+        return here.sum()
+
+    def _weighted(self, derivative: Callable, pred: Array) -> Array:
+        target, weights = self.target, self.weights
+        if self.where is not None:
+            where = jnp.broadcast_to(self.where, target.shape)
+            pred, target = hide(pred, where, 1.0), hide(target, where, 1.0)
+        numbers = derivative(pred, target)
+        if self.where is not None:
+            numbers = hide(numbers, where, 0.0)
+        if weights is not None:
+            weights = jnp.broadcast_to(weights, target.shape)
+            numbers = numbers * (weights if self.where is None else hide(weights, where, 0.0))
+        return numbers.ravel()
+
+
+class Factored(NamedTuple):
+    """The quadratic model ½‖factor·δ + offset‖² + rest·δ of Σwℓ, up to a constant."""
+
+    factor: Array
+    offset: Array
+    rest: Array
+
+    @property
+    def norms(self) -> Array:
+        """The lengths of the columns: the natural unit of each parameter is 1 / its norm."""
+        return jnp.linalg.norm(self.factor, axis=0)
+
+    def damped(self, penalty: Array) -> tuple[Array, Array]:
+        """The step that minimises the model + ½‖penalty·δ‖², and the triangular factor of that problem.
+
+        By QR of the factor on top of the penalties: the step keeps the digits that normal equations would lose.
+        """
+        count = penalty.size
+        system = jnp.column_stack([self.factor, -self.offset])
+        system = jnp.vstack([system, jnp.column_stack([jnp.diag(penalty), jnp.zeros(count)])]).astype(penalty.dtype)
+        reduced = jnp.linalg.qr(system, mode="r")
+        triangle, right = reduced[:count, :count], reduced[:count, count]
+        return solve_triangular(triangle, right - solve_triangular(triangle, self.rest, trans=1)), triangle
+
+    def decrease(self, step: Array) -> Array:
+        """By how much the model says that Σwℓ falls."""
+        change = self.factor @ step
+        return -(self.offset @ change + self.rest @ step + 0.5 * change @ change)
+
+
+def factored(jacobian: Array, rows: Rows) -> Factored:
+    """The quadratic model at the parameters where the Jacobian and the rows are taken.
+
+    A row's slope goes into the right-hand side as slope/√curvature, as in least squares; for a row that is steep for
+    its curvature (an outlier under Huber's loss has none) it stays in the gradient.
+    """
+    _, slopes, curvatures = rows
+    flat_enough = slopes**2 <= 2 * STEEP * curvatures * jnp.abs(rows.values)
+    inside = flat_enough & (curvatures > 0)
+    root = jnp.sqrt(curvatures)
+    right = jnp.where(inside, slopes / jnp.where(inside, root, 1), 0)
+    reduced = jnp.linalg.qr(jnp.column_stack([root[:, None] * jacobian, right]), mode="r")
+    count = jacobian.shape[1]
+    reduced = jnp.pad(reduced, ((0, max(0, count - reduced.shape[0])), (0, 0)))[:count]
+    return Factored(reduced[:, :count], reduced[:, count], jnp.where(inside, 0, slopes) @ jacobian)
+
+
+def inverse_factor(factor: Array, elements: int) -> tuple[Array, Array]:
+    """The pseudo-inverse of a square factor, its columns scaled first, and which parameters it leaves open."""
+    norms = jnp.linalg.norm(factor, axis=0)
+    norms = jnp.where(norms > 0, norms, 1)
+    left, sizes, right = jnp.linalg.svd(factor / norms, full_matrices=False)
+    epsilon = jnp.finfo(factor.dtype).eps
+    found = sizes > epsilon * max(elements, sizes.size) * sizes[0]
+    inverse = (right.T * jnp.where(found, 1 / jnp.where(found, sizes, 1), 0)) @ left.T / norms[:, None]
+    return inverse, jnp.sum(jnp.where(found[:, None], 0, right**2), axis=0) > jnp.sqrt(epsilon)

@@ -23,7 +23,7 @@ __all__ = ["Factored", "Problem", "Rows", "factored", "inverse_factor"]
 Array = jax.Array
 
 STEEP = 8.0
-"""How many times its loss a row's slope²/(2·curvature) may be, which is 1 for squared error, to be put in the factor."""
+"""How large slope²/(2·curvature·loss), which is 1 for squared error, may be for a row to be solved by QR."""
 
 
 class Rows(NamedTuple):
@@ -36,81 +36,77 @@ class Rows(NamedTuple):
 
 @dataclass(frozen=True)
 class Problem:
-    """Σwℓ as a function of one vector of parameters, and what is known of it per element of the target."""
+    """Σwℓ as a function of one vector of parameters, and what is known of it per element of the target.
+
+    Weights and mask have the target's shape; what is masked has weight 0 and a target and a prediction of 1, whatever
+    the parameters.
+    """
 
     predict: Callable[[Array], Array]
     loss: Any
     target: Array
-    weights: Any
-    where: Any
+    weights: Array
+    where: Array
+
+    @classmethod
+    def of(cls, predict: Callable[[Array], Array], loss: Any, target: Any, weights: Any, where: Any) -> Problem:
+        """The problem, from arguments as losses take them."""
+        target = jnp.asarray(target)
+        where = jnp.broadcast_to(True if where is None else where, target.shape)
+        weights = jnp.broadcast_to(jnp.ones((), target.dtype) if weights is None else weights, target.shape)
+
+        def present(flat: Array) -> Array:
+            return hide(predict(flat), where, 1.0)
+
+        return cls(present, loss, hide(target, where, 1.0), hide(weights, where, 0.0), where)
 
     def values(self, pred: Array) -> Array:
-        """wℓ of every element, 0 where masked."""
+        """wℓ of every element."""
         return self.loss(pred, self.target, weights=self.weights, where=self.where, reduction="none").ravel()
 
     def slopes(self, pred: Array) -> Array:
         """The derivative of wℓ in the prediction."""
-        return self._weighted(slope(self.loss), pred)
+        return self._weighted(slope, pred)
 
-    def signed_curvatures(self, pred: Array) -> Array:
+    def curvatures(self, pred: Array) -> Array:
         """The second derivative of wℓ in the prediction."""
-        return self._weighted(curvature(self.loss), pred)
+        return self._weighted(curvature, pred)
 
     def rows(self, pred: Array) -> Rows:
-        """Values, slopes and curvatures ≥ 0.
+        """Values, slopes and curvatures ≥ 0 for the quadratic model.
 
-        A loss that is not convex has negative curvature for outliers, and one such as mae none at all: then it is
-        slope/residual, which makes the quadratic model one that lies above the loss and touches it.
+        A loss of the residual that is not convex has negative curvature for outliers, and one such as mae none at all:
+        there it is slope/residual, with which a parabola touches the loss and lies above it.
         """
-        values, slopes, curvatures = self.values(pred), self.slopes(pred), self.signed_curvatures(pred)
+        values, slopes, curvatures = self.values(pred), self.slopes(pred), self.curvatures(pred)
         if traits(self.loss).residual:
-            majorising = self._weighted(irls_weight(self.loss), pred)
-            sizes = jnp.abs(values)
-            # At a kink it is inf: bounded to what it is at a residual √ε times the usual one.
-            usual = jnp.sum(jnp.abs(slopes)) ** 2 / jnp.maximum(jnp.sum(sizes), jnp.finfo(sizes.dtype).tiny)
-            bound = usual / max(1, sizes.size) / jnp.sqrt(jnp.finfo(sizes.dtype).eps)
-            majorising = jnp.clip(majorising, 0, jnp.maximum(bound, jnp.max(curvatures, initial=0)))
-            plain = jnp.any(curvatures > 0) if traits(self.loss).convex else False
-            curvatures = jnp.where(plain, curvatures, majorising)
+            majorising = jnp.clip(self._weighted(irls_weight, pred), 0, self._most(values, slopes, curvatures))
+            smooth = jnp.any(curvatures > 0) if traits(self.loss).convex else False
+            curvatures = jnp.where(smooth, curvatures, majorising)
         return Rows(values, slopes, jnp.maximum(curvatures, 0))
 
-    def jacobian(self, flat: Array) -> Array:
-        """∂pred/∂parameters, (elements, parameters), with rows of 0 where masked."""
-        jacobian = jax.jacfwd(self.predict)(flat)
-        if self.where is not None:
-            jacobian = hide(jacobian, jnp.broadcast_to(self.where, self.target.shape), 0.0)
-        return jacobian.reshape(-1, flat.size)
+    @staticmethod
+    def _most(values: Array, slopes: Array, curvatures: Array) -> Array:
+        """A bound on slope/residual, inf at a kink: what it is where the residual is √ε times the usual one."""
+        epsilon, tiny = jnp.finfo(values.dtype).eps, jnp.finfo(values.dtype).tiny
+        usual = jnp.mean(jnp.abs(slopes)) ** 2 / jnp.maximum(jnp.mean(jnp.abs(values)), tiny)
+        return jnp.maximum(usual / jnp.sqrt(epsilon), jnp.max(curvatures, initial=0))
 
-    def noise(self, pred: Array, rows: Rows) -> Array:
-        """What rounding the predictions and the losses can do to the objective."""
-        pred = pred if self.where is None else hide(pred, jnp.broadcast_to(self.where, pred.shape), 0.0)
-        spread = jnp.linalg.norm(rows.slopes * pred.ravel())
-        return jnp.finfo(pred.dtype).eps * (jnp.abs(rows.values).sum() + spread)
+    def jacobian(self, flat: Array) -> Array:
+        """∂pred/∂parameters, of shape (elements, parameters)."""
+        return jax.jacfwd(self.predict)(flat).reshape(-1, flat.size)
 
     def gradient(self, flat: Array) -> Array:
         """∂Σwℓ/∂parameters, in forward mode alone."""
         return self.slopes(self.predict(flat)) @ self.jacobian(flat)
 
-    def present(self) -> Array:
-        """How many elements count."""
-        shape = self.target.shape
-        here = jnp.ones(shape, bool) if self.where is None else jnp.broadcast_to(self.where, shape)
-        if self.weights is not None:
-            here &= jnp.broadcast_to(self.weights, shape) > 0
-        return here.sum()
+    def noise(self, pred: Array, rows: Rows) -> Array:
+        """What rounding the predictions and the losses can do to the objective."""
+        spread = jnp.linalg.norm(rows.slopes * pred.ravel())
+        return jnp.finfo(pred.dtype).eps * (jnp.abs(rows.values).sum() + spread)
 
     def _weighted(self, derivative: Callable, pred: Array) -> Array:
-        target, weights = self.target, self.weights
-        if self.where is not None:
-            where = jnp.broadcast_to(self.where, target.shape)
-            pred, target = hide(pred, where, 1.0), hide(target, where, 1.0)
-        numbers = derivative(pred, target)
-        if self.where is not None:
-            numbers = hide(numbers, where, 0.0)
-        if weights is not None:
-            weights = jnp.broadcast_to(weights, target.shape)
-            numbers = numbers * (weights if self.where is None else hide(weights, where, 0.0))
-        return numbers.ravel()
+        return (hide(derivative(self.loss)(pred, self.target), self.where, 0.0) * self.weights).ravel()
 
 
 class Factored(NamedTuple):
@@ -160,12 +156,13 @@ def factored(jacobian: Array, rows: Rows) -> Factored:
     return Factored(reduced[:, :count], reduced[:, count], jnp.where(inside, 0, slopes) @ jacobian)
 
 
-def inverse_factor(factor: Array, elements: int) -> tuple[Array, Array]:
-    """The pseudo-inverse of a square factor, its columns scaled first, and which parameters it leaves open."""
+def inverse_factor(factor: Array, elements: int) -> tuple[Array, Array, Array]:
+    """The pseudo-inverse of a square factor, its columns scaled first; its rank; which parameters it leaves open."""
     norms = jnp.linalg.norm(factor, axis=0)
     norms = jnp.where(norms > 0, norms, 1)
-    left, sizes, right = jnp.linalg.svd(factor / norms, full_matrices=False)
+    left, sizes, right = jnp.linalg.svd(factor / norms[None], full_matrices=False)
     epsilon = jnp.finfo(factor.dtype).eps
     found = sizes > epsilon * max(elements, sizes.size) * sizes[0]
-    inverse = (right.T * jnp.where(found, 1 / jnp.where(found, sizes, 1), 0)) @ left.T / norms[:, None]
-    return inverse, jnp.sum(jnp.where(found[:, None], 0, right**2), axis=0) > jnp.sqrt(epsilon)
+    inverse = right.T @ (jnp.where(found, 1 / jnp.where(found, sizes, 1), 0)[:, None] * left.T) / norms[:, None]
+    left_open = jnp.sum(jnp.where(found[:, None], 0, right**2), axis=0) > jnp.sqrt(epsilon)
+    return inverse, found.sum(), left_open

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import warnings
 from collections.abc import Callable
@@ -12,24 +11,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.scipy.linalg import solve_triangular
+from jax.core import Tracer
 
 from jaxloss.contract import as_pytree, check_loss, dtype_of, loss_name, prepare, shown, unbound
 from jaxloss.lift import curvature
 from jaxloss.losses.residual import mse
+from jaxloss.solve.damping import minimise
 from jaxloss.solve.gauss_newton import Problem, Rows, factored, inverse_factor
 
 __all__ = ["NonlinearFit", "levenberg_marquardt"]
 
 Array = jax.Array
-
-FIRST_DAMPING = 1e-3
-FADE = 0.7
-"""What is left, a step later, of the scale that a parameter's Jacobian column once had (see `_minimise`)."""
-BEND = 0.75
-"""How large the second-order correction of a step may be, relative to the step."""
-LEAST_GAIN = 1e-4
-"""The share of the predicted decrease that a step must bring."""
 
 
 class NonlinearFit(NamedTuple):
@@ -82,10 +74,10 @@ def levenberg_marquardt(
     precision, the model's too. Near the minimum, where rounding hides the decrease, it goes on with undamped steps for
     as long as they shrink. It needs memory for the Jacobian (elements × parameters), and time for its QR.
 
-    **Covariance.** For mse σ²(JᵀWJ)⁻¹, with σ² = Σwr²/(n − p), n elements that count and p parameters; for any other
+    **Covariance.** For mse σ²(JᵀWJ)⁻¹, with σ² = Σwr²/(n − p), n elements that count and p the rank of J; for any other
     loss the sandwich n/(n − p)·A⁻¹BA⁻¹ with A = Jᵀ diag(wℓ″) J and B = Jᵀ diag(w²ℓ′²) J (Huber 1967). It is inf for
-    parameters that the data leave open, and everywhere if n ≤ p or, as for mae, the loss has no curvature. It is a
-    constant for differentiation.
+    parameters that the data leave open (one the model does not use, say), and everywhere if n ≤ p or the loss has no
+    curvature, as mae. It is a constant for differentiation.
 
     **Which losses.** Losses without curvature (mae, quantile, epsilon_insensitive) and those with negative curvature
     (cauchy, tukey, …) are replaced in each step by the parabola above them; this converges, but linearly. A linear
@@ -136,131 +128,15 @@ def _fit(
     def predict(flat: Array) -> Array:
         return apply(unflatten(flat), x).astype(flat.dtype)
 
-    target = jnp.asarray(target)
-    problem = Problem(predict, loss, target, weights, where)
+    problem = Problem.of(predict, loss, target, weights, where)
 
     def solve(_: Callable, start: Array) -> tuple[Array, tuple[Array, Array]]:
-        return _minimise(problem, start, max_iterations)
+        return minimise(problem, start, max_iterations)
 
     flat, (iterations, converged) = lax.custom_root(problem.gradient, flat, solve, _solve_tangent, has_aux=True)
     covariance = lax.stop_gradient(_covariance(problem, lax.stop_gradient(flat)))
     objective = problem.values(predict(flat)).sum()
-    return NonlinearFit(unflatten(flat), objective, covariance, iterations, converged)
-
-
-class _State(NamedTuple):
-    """Where the search is, and what it remembers."""
-
-    flat: Array
-    pred: Array
-    objective: Array
-    scale: Array
-    """Per parameter: the unit of a step is its inverse."""
-    damping: Array
-    growth: Array
-    """By what the damping is multiplied when a step fails."""
-    polishing: Array
-    """Whether decreases have become too small to be seen."""
-    size: Array
-    """Of the last undamped step."""
-    iterations: Array
-    searching: Array
-    converged: Array
-
-
-def _minimise(problem: Problem, start: Array, max_iterations: Any) -> tuple[Array, tuple[Array, Array]]:
-    """The minimum, and (iterations, converged).
-
-    Each step minimises the quadratic model + ½·damping·‖scale·δ‖². A scale is the norm of the parameter's column, or
-    what is left of larger ones before: at once the new norm, and parameters run away where their column vanishes; the
-    largest ever, and one bad start makes a parameter slow for good.
-
-    To the step is added half the acceleration along it, the second derivative of the geodesic with that velocity; a
-    step along which the model bends more than it moves is tried again shorter.
-    """
-    epsilon = jnp.finfo(start.dtype).eps
-    largest = 1 / epsilon**2
-
-    def step(state: _State) -> _State:
-        rows, jacobian = problem.rows(state.pred), problem.jacobian(state.flat)
-        model = factored(jacobian, rows)
-        norms = model.norms
-        scale = jnp.maximum(FADE * state.scale, norms)
-        unit = jnp.where(scale > 0, scale, 1)
-        noise = problem.noise(state.pred, rows)
-
-        def attempt(trial: _State) -> _State:
-            damping = jnp.where(trial.polishing, epsilon, trial.damping)
-            velocity, triangle = model.damped(jnp.sqrt(damping) * unit)
-            decrease, size = model.decrease(velocity), jnp.linalg.norm(norms * velocity)
-            bend = _second_derivative(problem.predict, state.flat, velocity).ravel()
-            bend = jnp.where(rows.curvatures > 0, rows.curvatures * bend, 0) @ jacobian
-            acceleration = -solve_triangular(triangle, solve_triangular(triangle, bend, trans=1))
-            straight = 2 * jnp.linalg.norm(unit * acceleration) <= BEND * jnp.linalg.norm(unit * velocity)
-            flat = state.flat + velocity + jnp.where(trial.polishing, 0, 0.5 * acceleration)
-            pred = problem.predict(flat)
-            objective = problem.values(pred).sum()
-            gain = (state.objective - objective) / decrease
-            negligible = decrease <= noise
-            slack = jnp.sqrt(epsilon) * jnp.abs(state.objective) + 1e3 * noise
-            shrinks = (size < state.size) & (objective <= state.objective + slack)
-            accepted = jnp.where(trial.polishing, shrinks, ~negligible & straight & (gain > LEAST_GAIN))
-            over = trial.polishing & ~shrinks
-            eased = trial.damping * jnp.maximum(1 / 3, 1 - (2 * gain - 1) ** 3)
-            raised = ~trial.polishing & ~accepted & ~negligible
-            damping = jnp.where(raised, trial.damping * trial.growth, trial.damping)
-            moved = trial._replace(
-                flat=flat,
-                pred=pred,
-                objective=objective,
-                scale=scale,
-                damping=jnp.where(trial.polishing, trial.damping, jnp.maximum(eased, epsilon**2)),
-                growth=jnp.full_like(trial.growth, 2),
-                size=jnp.where(trial.polishing, size, state.size),
-                iterations=state.iterations + 1,
-            )
-            stayed = trial._replace(
-                damping=damping,
-                growth=jnp.where(raised, 2 * trial.growth, trial.growth),
-                polishing=trial.polishing | negligible,
-                iterations=jnp.where(over | ~(damping < largest), state.iterations + 1, state.iterations),
-                searching=~over & (damping < largest),
-                converged=over & (decrease <= 1e3 * noise),
-            )
-            return jax.tree.map(lambda new, old: jnp.where(accepted, new, old), moved, stayed)
-
-        return lax.while_loop(lambda trial: trial.searching & (trial.iterations == state.iterations), attempt, state)
-
-    def unfinished(state: _State) -> Array:
-        return state.searching & (state.iterations < max_iterations)
-
-    state = lax.while_loop(unfinished, step, _first(problem, start))
-    return state.flat, (state.iterations, state.converged)
-
-
-def _first(problem: Problem, start: Array) -> _State:
-    pred = problem.predict(start)
-    number = functools.partial(jnp.asarray, dtype=start.dtype)
-    return _State(
-        flat=start,
-        pred=pred,
-        objective=problem.values(pred).sum(),
-        scale=jnp.zeros_like(start),
-        damping=number(FIRST_DAMPING),
-        growth=number(2),
-        polishing=jnp.asarray(False),
-        size=number(jnp.inf),
-        iterations=jnp.asarray(0),
-        searching=jnp.asarray(True),
-        converged=jnp.asarray(False),
-    )
-
-
-def _second_derivative(function: Callable, point: Array, direction: Array) -> Array:
-    def along(point: Array) -> Array:
-        return jax.jvp(function, (point,), (direction,))[1]
-
-    return jax.jvp(along, (point,), (direction,))[1]
+    return NonlinearFit(unflatten(flat), objective, covariance, iterations.astype(jnp.int32), converged > 0)
 
 
 def _solve_tangent(linear: Callable, right: Array) -> Array:
@@ -268,25 +144,24 @@ def _solve_tangent(linear: Callable, right: Array) -> Array:
     hessian = jax.jacfwd(linear)(jnp.zeros_like(right))
     unit = jnp.sqrt(jnp.abs(jnp.diagonal(hessian)))
     unit = jnp.where(unit > 0, unit, 1)
-    return jnp.linalg.pinv(hessian / unit / unit[:, None]) @ (right / unit) / unit
+    return jnp.linalg.pinv(hessian / jnp.outer(unit, unit)) @ (right / unit) / unit
 
 
 def _covariance(problem: Problem, flat: Array) -> Array:
     pred, jacobian = problem.predict(flat), problem.jacobian(flat)
-    values, slopes, curvatures = problem.values(pred), problem.slopes(pred), problem.signed_curvatures(pred)
+    values, slopes, curvatures = problem.values(pred), problem.slopes(pred), problem.curvatures(pred)
     model = factored(jacobian, Rows(values, slopes, jnp.maximum(curvatures, 0)))
-    inverse, left_open = inverse_factor(model.factor, len(values))
-    count = problem.present().astype(flat.dtype)
-    freedom = count - flat.size
+    inverse, rank, left_open = inverse_factor(model.factor, len(values))
+    count = jnp.sum(problem.weights > 0)
+    freedom = count - rank
     if unbound(problem.loss)[0] is mse:
         covariance = 2 * values.sum() / freedom * inverse @ inverse.T
     else:
         whitened = jacobian @ inverse
-        bread = jnp.eye(flat.size, dtype=flat.dtype) + (whitened.T * jnp.minimum(curvatures, 0)) @ whitened
-        half = jnp.linalg.solve(bread, (slopes[:, None] * whitened).T)
-        half = inverse @ half
+        bread = jnp.eye(flat.size, dtype=flat.dtype) + whitened.T @ (jnp.minimum(curvatures, 0)[:, None] * whitened)
+        half = inverse @ jnp.linalg.solve(bread, (slopes[:, None] * whitened).T)
         covariance = count / freedom * half @ half.T
-    return jnp.where((freedom <= 0) | left_open | left_open[:, None], jnp.inf, covariance)
+    return jnp.where((freedom <= 0) | left_open[None] | left_open[:, None], jnp.inf, covariance)
 
 
 def _computing_dtype(name: str, apply: Callable, params: Any, x: Any) -> Any:
@@ -308,9 +183,9 @@ def _computing_dtype(name: str, apply: Callable, params: Any, x: Any) -> Any:
 def _check_values(name: str, params: Any, x: Any, target: Any, weights: Any, where: Any) -> None:
     """Raise for NaN and inf in elements that count, and for negative weights; traced values are not read."""
     shape = jnp.shape(target)
-    if isinstance(where, jax.core.Tracer):
+    if isinstance(where, Tracer):
         return
-    here = np.broadcast_to(True if where is None else np.asarray(where), shape)
+    here = np.broadcast_to(np.asarray(True if where is None else where), shape)
     rows = here.any(axis=tuple(range(1, len(shape)))) if shape else here
     for path, leaf in jax.tree_util.tree_leaves_with_path({"params": params, "x": x}):
         masked = path[0].key == "x" and shape and np.shape(leaf)[:1] == shape[:1]
@@ -318,26 +193,29 @@ def _check_values(name: str, params: Any, x: Any, target: Any, weights: Any, whe
         _check_finite(name, what, leaf, rows if masked else None)
     _check_finite(name, "target", target, here)
     if weights is not None:
-        _check_finite(name, "weights", weights, np.broadcast_to(here, shape) if np.shape(weights) == shape else None)
-        if not isinstance(weights, jax.core.Tracer) and (np.asarray(weights) < 0).any():
-            raise ValueError(f"{name}: weights must be at least 0, got {np.asarray(weights).min():g}")
+        if not isinstance(weights, Tracer):
+            weights = np.broadcast_to(np.asarray(weights), shape)
+            if (weights[here] < 0).any():
+                raise ValueError(f"{name}: weights must be at least 0, got {weights[here].min():g}")
+        _check_finite(name, "weights", weights, here)
 
 
-def _check_finite(name: str, what: str, value: Any, here: np.ndarray | None) -> None:
-    if isinstance(value, jax.core.Tracer) or not jnp.issubdtype(jnp.result_type(value), jnp.floating):
+def _check_finite(name: str, what: str, value: Any, here: Any) -> None:
+    if isinstance(value, Tracer) or not jnp.issubdtype(jnp.result_type(value), jnp.floating):
         return
     wrong = ~np.isfinite(np.asarray(value, np.float64))
     if here is not None:
         wrong &= here.reshape(here.shape + (1,) * (wrong.ndim - here.ndim))
     if wrong.any():
         index = tuple(np.argwhere(wrong)[0].tolist())
-        repair = "" if what.startswith(("params", "weights")) else ": mask it with where="
-        raise ValueError(f"{name}: {what} is {np.asarray(value)[index]} at index {list(index)}{repair}")
+        place = f" at index {list(index)}" if index else ""
+        repair = "; start from finite numbers" if what.startswith("params") else ": mask it with where="
+        raise ValueError(f"{name}: {what} is {np.asarray(value)[index]}{place}{repair}")
 
 
 def _complain(name: str, fit: NonlinearFit, max_iterations: Any) -> None:
     """Of a result that can be read: raise if the start was no start, warn if it has not converged."""
-    if isinstance(fit.converged, jax.core.Tracer) or bool(fit.converged):
+    if isinstance(fit.converged, Tracer) or bool(fit.converged):
         return
     if not np.isfinite(fit.objective):
         raise ValueError(f"{name}: the loss is {float(fit.objective)} at the starting params: start where it is finite")

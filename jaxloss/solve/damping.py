@@ -67,7 +67,7 @@ class _Local(NamedTuple):
 
 
 def minimise(problem: Problem, start: Array, max_iterations: Any) -> tuple[Array, tuple[Array, Array]]:
-    """The parameters at a minimum of the objective, and (iterations, converged), as floats: those have a tangent type."""
+    """The parameters at a minimum of the objective, and (iterations, converged), as floats, which have tangents."""
 
     def iteration(state: _State) -> _State:
         local = _around(problem, state)

@@ -222,6 +222,6 @@ def _complain(name: str, fit: NonlinearFit, max_iterations: Any) -> None:
     cause = (
         f"after {max_iterations} iterations: raise max_iterations, or start elsewhere"
         if int(fit.iterations) >= max_iterations
-        else f"no step lowers the objective {float(fit.objective):g} any more: start elsewhere"
+        else f"no step lowers the objective {float(fit.objective):g} any more: start elsewhere, or compute in float64"
     )
     warnings.warn(f"{name}: not converged, {cause}", RuntimeWarning, stacklevel=3)

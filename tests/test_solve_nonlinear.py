@@ -13,7 +13,7 @@ from jax.tree_util import Partial
 
 import jaxloss
 from experiments import nist
-from jaxloss import cauchy, huber, mae, mse, poisson_deviance, pseudo_huber, tukey
+from jaxloss import cauchy, epsilon_insensitive, huber, mae, mse, poisson_deviance, pseudo_huber, quantile, tukey
 from jaxloss.solve import levenberg_marquardt
 
 NIST = nist.Config().data
@@ -171,15 +171,47 @@ def test_poisson_regression_is_a_generalised_linear_model():
 
 
 @pytest.mark.usefixtures("double")
-def test_absolute_error_comes_close():
-    """It has no curvature: nine digits of the objective, and the field says that this is not the end."""
-    y = noisy(outliers=True)
-    with pytest.warns(RuntimeWarning, match="not converged"):
-        fit = levenberg_marquardt(decay, START, X, y, mae)
-    smoothed = levenberg_marquardt(decay, TRUTH, X, y, Partial(huber, delta=1e-7))
-    best = mae(decay(smoothed.params, X), y, reduction="sum")
-    np.testing.assert_allclose(fit.objective, best, rtol=1e-7)
+def test_quantile_regression_is_a_linear_program():
+    linprog = pytest.importorskip("scipy.optimize").linprog
+    random = np.random.default_rng(4)
+    x, level = np.column_stack([np.ones(40), random.normal(size=(40, 2))]), 0.3
+    y = x @ [1.0, -2.0, 0.5] + random.standard_t(2, size=40)
+    eye, costs = np.eye(40), np.concatenate([np.zeros(3), np.full(40, level), np.full(40, 1 - level)])
+    program = linprog(costs, A_eq=np.column_stack([x, eye, -eye]), b_eq=y, bounds=[(None, None)] * 3 + [(0, None)] * 80)
+
+    def solution(y):
+        return levenberg_marquardt(lambda b, x: x @ b, jnp.zeros(3), x, y, Partial(quantile, level=level))
+
+    fit = solution(y)
+    assert fit.converged
+    assert fit.objective >= program.fun * (1 - 1e-12)
+    np.testing.assert_allclose(fit.objective, program.fun, rtol=1e-8)
+    np.testing.assert_allclose(fit.params, program.x[:3], rtol=1e-6)
     assert np.isinf(fit.covariance).all()
+    prices = program.eqlin.marginals
+    np.testing.assert_allclose(jax.grad(lambda y: solution(y).objective)(jnp.array(y)), prices, atol=1e-6)
+    vertex = np.flatnonzero(np.abs(x @ program.x[:3] - y) < 1e-9)  # three rows are met exactly
+    jacobian = jax.jacrev(lambda y: solution(y).params)(jnp.array(y))
+    np.testing.assert_allclose(jacobian[:, vertex], np.linalg.inv(x[vertex]), atol=1e-6)
+
+
+@pytest.mark.usefixtures("double")
+def test_absolute_error_of_a_curve():
+    """From two starts to the same vertex, where three rows are met; on exact data, to all of them."""
+    y = noisy(outliers=True)
+    fits = [levenberg_marquardt(decay, start, X, y, mae) for start in (START, TRUTH)]
+    assert all(fit.converged for fit in fits)
+    np.testing.assert_allclose(as_vector(fits[0].params), as_vector(fits[1].params), rtol=1e-7)
+    residual = np.abs(np.asarray(decay(fits[0].params, X)) - y)
+    assert np.sum(residual < 1e-7) == 3
+    exact = levenberg_marquardt(decay, START, X, decay(TRUTH, X), mae)
+    assert exact.converged
+    np.testing.assert_allclose(as_vector(exact.params), as_vector(TRUTH), rtol=1e-12)
+
+
+def test_a_loss_with_its_kink_elsewhere_says_that_it_has_not_converged():
+    with pytest.warns(RuntimeWarning, match="not converged"):
+        levenberg_marquardt(decay, START, X, noisy(outliers=True), epsilon_insensitive)
 
 
 @pytest.mark.usefixtures("double")

@@ -13,6 +13,8 @@ they shrink: that, not the objective, which is flat there, brings the last digit
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -23,7 +25,7 @@ from jax.scipy.linalg import solve_triangular
 
 from jaxloss.solve.gauss_newton import Factored, Problem, factored
 
-__all__ = ["minimise"]
+__all__ = ["Minimum", "minimise", "minimise_kinked"]
 
 Array = jax.Array
 
@@ -66,8 +68,16 @@ class _Local(NamedTuple):
     """What rounding can do to the objective."""
 
 
-def minimise(problem: Problem, start: Array, max_iterations: Any) -> tuple[Array, tuple[Array, Array]]:
-    """The parameters at a minimum of the objective, and (iterations, converged), as floats, which have tangents."""
+class Minimum(NamedTuple):
+    """Where the search ended."""
+
+    flat: Array
+    iterations: Array
+    converged: Array
+
+
+def minimise(problem: Problem, start: Array, max_iterations: Any) -> Minimum:
+    """The parameters at a minimum of the objective."""
 
     def iteration(state: _State) -> _State:
         local = _around(problem, state)
@@ -81,7 +91,25 @@ def minimise(problem: Problem, start: Array, max_iterations: Any) -> tuple[Array
         return state.searching & (state.iterations < max_iterations)
 
     state = lax.while_loop(unfinished, iteration, _first(problem, start))
-    return state.flat, (state.iterations.astype(start.dtype), state.converged.astype(start.dtype))
+    return Minimum(state.flat, state.iterations, state.converged)
+
+
+def minimise_kinked(problem: Problem, start: Array, max_iterations: Any) -> tuple[Minimum, Array]:
+    """The minimum of a loss with a kink at 0, and the `steepest` of the problem that has it.
+
+    The kink is rounded off over the usual size of the residuals, then over a tenth of it, down to √ε.
+    """
+    stages = round(-0.5 * math.log10(jnp.finfo(start.dtype).eps)) + 1
+
+    def sharper(stage: Array, reached: tuple[Minimum, Array]) -> tuple[Minimum, Array]:
+        before, _ = reached
+        steepest = problem.steepness(before.flat, jnp.asarray(10.0, start.dtype) ** -stage)
+        rounded = dataclasses.replace(problem, steepest=steepest)
+        after = minimise(rounded, before.flat, max_iterations - before.iterations)
+        return after._replace(iterations=before.iterations + after.iterations), steepest
+
+    nowhere = Minimum(start, jnp.zeros((), jnp.int32), jnp.asarray(False))
+    return lax.fori_loop(0, stages, sharper, (nowhere, jnp.ones((), start.dtype)))
 
 
 def _first(problem: Problem, start: Array) -> _State:

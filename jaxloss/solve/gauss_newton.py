@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 
+from jaxloss.contract import unbound
 from jaxloss.lift import curvature, irls_weight, slope, traits
 from jaxloss.reduce import hide
 
@@ -47,6 +48,8 @@ class Problem:
     target: Array
     weights: Array
     where: Array
+    steepest: Array | None = None
+    """Slope/residual at most: a kink at 0, where it is inf, is rounded off as in Huber's loss."""
 
     @classmethod
     def of(cls, predict: Callable[[Array], Array], loss: Any, target: Any, weights: Any, where: Any) -> Problem:
@@ -60,37 +63,69 @@ class Problem:
 
         return cls(present, loss, hide(target, where, 1.0), hide(weights, where, 0.0), where)
 
+    def kinked(self) -> bool:
+        """Whether the loss has a kink at a perfect fit."""
+        if not traits(self.loss).residual:
+            return False
+        lifted = unbound(self.loss)[0].lifted
+        settings = {name: lifted.domain[name].inside if name in lifted.domain else 1.0 for name in lifted.defaults}
+        with jax.ensure_compile_time_eval():
+            zero = jnp.zeros(())
+            return bool(jnp.isinf(irls_weight(unbound(self.loss)[0])(zero, zero, **settings)))
+
+    def steepness(self, flat: Array, share: Array) -> Array:
+        """The `steepest` that rounds a kink off over this share of the mean size of the residuals."""
+        tiny, epsilon = jnp.finfo(flat.dtype).tiny, jnp.finfo(flat.dtype).eps
+        pred = self.predict(flat)
+        sizes = jnp.abs(pred - self.target) + epsilon * jnp.abs(self.target) + tiny
+        slopes = jnp.abs(self.slopes(pred)).sum()
+        slopes = jnp.where(slopes > 0, slopes, self.weights.sum())
+        return slopes / (share * jnp.maximum(jnp.sum(self.weights * sizes), tiny))
+
     def values(self, pred: Array) -> Array:
         """wℓ of every element."""
-        return self.loss(pred, self.target, weights=self.weights, where=self.where, reduction="none").ravel()
+        values = self.loss(pred, self.target, weights=self.weights, where=self.where, reduction="none").ravel()
+        if self.steepest is None:
+            return values
+        residual, weights = (pred - self.target).ravel(), self.weights.ravel()
+        inner = self.steepest * residual**2 / 2
+        less = slope(self.loss)(pred, self.target).ravel() ** 2 / (2 * self.steepest)
+        return jnp.where(self._inside(pred), inner * weights, values - less * weights)
 
     def slopes(self, pred: Array) -> Array:
         """The derivative of wℓ in the prediction."""
-        return self._weighted(slope, pred)
+        slopes = self._weighted(slope, pred)
+        if self.steepest is None:
+            return slopes
+        inner = self.steepest * (pred - self.target) * self.weights
+        return jnp.where(self._inside(pred), inner.ravel(), slopes)
 
     def curvatures(self, pred: Array) -> Array:
         """The second derivative of wℓ in the prediction."""
-        return self._weighted(curvature, pred)
+        curvatures = self._weighted(curvature, pred)
+        if self.steepest is None:
+            return curvatures
+        return jnp.where(self._inside(pred), self.steepest * self.weights.ravel(), curvatures)
 
     def rows(self, pred: Array) -> Rows:
         """Values, slopes and curvatures ≥ 0 for the quadratic model.
 
-        A loss of the residual that is not convex has negative curvature for outliers, and one such as mae none at all:
+        A loss of the residual that is not convex has negative curvature for outliers, and one may have none at all:
         there it is slope/residual, with which a parabola touches the loss and lies above it.
         """
         values, slopes, curvatures = self.values(pred), self.slopes(pred), self.curvatures(pred)
         if traits(self.loss).residual:
-            majorising = jnp.clip(self._weighted(irls_weight, pred), 0, self._most(values, slopes, curvatures))
             smooth = jnp.any(curvatures > 0) if traits(self.loss).convex else False
+            majorising = self._weighted(irls_weight, pred)
+            if self.steepest is not None:
+                majorising = jnp.where(self._inside(pred), self.steepest * self.weights.ravel(), majorising)
             curvatures = jnp.where(smooth, curvatures, majorising)
         return Rows(values, slopes, jnp.maximum(curvatures, 0))
 
-    @staticmethod
-    def _most(values: Array, slopes: Array, curvatures: Array) -> Array:
-        """A bound on slope/residual, inf at a kink: what it is where the residual is √ε times the usual one."""
-        epsilon, tiny = jnp.finfo(values.dtype).eps, jnp.finfo(values.dtype).tiny
-        usual = jnp.mean(jnp.abs(slopes)) ** 2 / jnp.maximum(jnp.mean(jnp.abs(values)), tiny)
-        return jnp.maximum(usual / jnp.sqrt(epsilon), jnp.max(curvatures, initial=0))
+    def _inside(self, pred: Array) -> Array:
+        """Whether the residual is where the kink is rounded off."""
+        steepness = irls_weight(self.loss)(pred, self.target).ravel()
+        return steepness > (jnp.inf if self.steepest is None else self.steepest)
 
     def jacobian(self, flat: Array) -> Array:
         """∂pred/∂parameters, of shape (elements, parameters)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from jax.core import Tracer
 from jaxloss.contract import as_pytree, check_loss, dtype_of, loss_name, prepare, shown, unbound
 from jaxloss.lift import curvature
 from jaxloss.losses.residual import mse
-from jaxloss.solve.damping import minimise
+from jaxloss.solve.damping import minimise, minimise_kinked
 from jaxloss.solve.gauss_newton import Problem, Rows, factored, inverse_factor
 
 __all__ = ["NonlinearFit", "levenberg_marquardt"]
@@ -79,9 +80,11 @@ def levenberg_marquardt(
     parameters that the data leave open (one the model does not use, say), and everywhere if n ≤ p or the loss has no
     curvature, as mae. It is a constant for differentiation.
 
-    **Which losses.** Losses without curvature (mae, quantile, epsilon_insensitive) and those with negative curvature
-    (cauchy, tukey, …) are replaced in each step by the parabola above them; this converges, but linearly. A linear
-    model has `solve_linear`.
+    **Which losses.** For mse steps are Gauss–Newton's, for other losses those of the quadratic model with their
+    curvature; where it is negative (the outliers of cauchy, tukey, …) a parabola above the loss takes its place. The
+    kink of mae and quantile is rounded off over √ε of the usual residual, so that their minimum is found to about half
+    the digits. Losses with kinks elsewhere (epsilon_insensitive, mape, smape) do not get to a minimum, and say so: take
+    squared_epsilon_insensitive, or mae with weights 1/|target|.
 
     Works under `jit` and `vmap`; params and objective have derivatives in x, target, weights and settings, by the
     implicit function theorem. A result that has not converged says so in its field, and a call outside `jit` warns.
@@ -118,25 +121,33 @@ def _fit(
     apply: Any, loss: Any, params: Any, x: Any, target: Any, weights: Any, where: Any, max_iterations: Any
 ) -> NonlinearFit:
     leaves, structure = jax.tree.flatten(params)
-    flat = jnp.concatenate([leaf.ravel() for leaf in leaves])
+    start = jnp.concatenate([leaf.ravel() for leaf in leaves])
     cuts = np.cumsum([leaf.size for leaf in leaves])[:-1].tolist()
 
     def unflatten(flat: Array) -> Any:
         parts = jnp.split(flat, cuts)
         return structure.unflatten(part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True))
 
-    def predict(flat: Array) -> Array:
-        return apply(unflatten(flat), x).astype(flat.dtype)
+    def problem_of(apply: Any, loss: Any, x: Any, target: Any, weights: Any) -> Problem:
+        def predict(flat: Array) -> Array:
+            return apply(unflatten(flat), x).astype(flat.dtype)
 
-    problem = Problem.of(predict, loss, target, weights, where)
+        return Problem.of(predict, loss, target, weights, where)
 
-    def solve(_: Callable, start: Array) -> tuple[Array, tuple[Array, Array]]:
-        return minimise(problem, start, max_iterations)
-
-    flat, (iterations, converged) = lax.custom_root(problem.gradient, flat, solve, _solve_tangent, has_aux=True)
-    covariance = lax.stop_gradient(_covariance(problem, lax.stop_gradient(flat)))
-    objective = problem.values(predict(flat)).sum()
-    return NonlinearFit(unflatten(flat), objective, covariance, iterations.astype(jnp.int32), converged > 0)
+    data = (apply, loss, x, target, weights)
+    problem, still = problem_of(*data), problem_of(*lax.stop_gradient(data))
+    start = lax.stop_gradient(start)
+    if problem.kinked():
+        minimum, steepest = minimise_kinked(still, start, max_iterations)
+        smooth = dataclasses.replace(problem, steepest=steepest)
+    else:
+        minimum, smooth = minimise(still, start, max_iterations), problem
+    # The search is not differentiated: its end is the root of the gradient.
+    flat = lax.custom_root(smooth.gradient, minimum.flat, lambda _, root: root, _solve_tangent)
+    objective = smooth.values(smooth.predict(flat)).sum()
+    objective += lax.stop_gradient(problem.values(problem.predict(flat)).sum() - objective)
+    covariance = _covariance(still, minimum.flat)
+    return NonlinearFit(unflatten(flat), objective, covariance, minimum.iterations, minimum.converged)
 
 
 def _solve_tangent(linear: Callable, right: Array) -> Array:

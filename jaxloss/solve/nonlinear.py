@@ -145,7 +145,8 @@ def _fit(
     # The search is not differentiated: its end is the root of the gradient.
     flat = lax.custom_root(smooth.gradient, minimum.flat, lambda _, root: root, _solve_tangent)
     objective = smooth.values(smooth.predict(flat)).sum()
-    objective += lax.stop_gradient(problem.values(problem.predict(flat)).sum() - objective)
+    if smooth is not problem:
+        objective += lax.stop_gradient(problem.values(problem.predict(flat)).sum() - objective)
     covariance = _covariance(still, minimum.flat)
     return NonlinearFit(unflatten(flat), objective, covariance, minimum.iterations, minimum.converged)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import re
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -366,6 +367,20 @@ def test_derivatives_of_the_solution():
     np.testing.assert_allclose(sum(jnp.sum(s * d) for s, d in zip(slopes, direction)), want, rtol=1e-6)
 
 
+def test_exports_for_every_platform_with_exact_products():
+    """The model's own products are exact too."""
+
+    def program(y):
+        return levenberg_marquardt(linear, jnp.zeros(3), jnp.asarray(FEATURES), y, huber)
+
+    target = jnp.asarray(TARGETS, jnp.float32)
+    exported = jax.export.export(jax.jit(program), platforms=("cpu", "cuda", "tpu"))(target)
+    assert exported.platforms == ("cpu", "cuda", "tpu")
+    products = re.findall(r" precision=(\S+)", str(jax.make_jaxpr(program)(target)))
+    assert len(products) > 5
+    assert all("HIGHEST" in product for product in products)
+
+
 class Network(nnx.Module):
     def __init__(self, rngs):
         self.hidden, self.out = nnx.Linear(1, 10, rngs=rngs), nnx.Linear(10, 1, rngs=rngs)
@@ -447,7 +462,3 @@ def test_redescending_loss_ignores_outliers():
     alone = levenberg_marquardt(decay, TRUTH, X, noisy(outliers=True), Partial(tukey, scale=0.9), where=clean)
     assert fit.converged
     np.testing.assert_allclose(as_vector(fit.params), as_vector(alone.params), rtol=1e-3)
-
-
-def test_the_default_folder_is_beside_the_repository():
-    assert Path(nist.__file__).parents[1].parent / "shared" / "data" / "nist" == NIST

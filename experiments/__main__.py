@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import difflib
 import importlib
 import io
 import pkgutil
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -34,7 +36,45 @@ def overview() -> str:
     width = max(map(len, names()))
     listed = "\n".join(f"  {name:{width}}  {summary(name)}" for name in names())
     usage = "python -m experiments NAME [--help] [--setting value]"
-    return f"{usage}\n\n{listed}\n\nEach writes to a new folder under runs/NAME (or --out FOLDER)."
+    where = "Each writes to a new folder under runs/NAME (or --out FOLDER)."
+    return "\n\n".join([usage, listed, where, platform_options().format_help()])
+
+
+def platform_options() -> argparse.ArgumentParser:
+    """Settings that every experiment has: where it runs, and whether it goes on."""
+    parser = argparse.ArgumentParser(usage=argparse.SUPPRESS, add_help=False, allow_abbrev=False, exit_on_error=False)
+    group = parser.add_argument_group("settings of every experiment that trains by fit")
+    group.add_argument("--devices", type=int, help="spread the rows over so many devices; on the CPU they are made")
+    group.add_argument("--resume", action="store_true", help="go on in the run folder --out from its last checkpoint")
+    group.add_argument("--profile", action="store_true", help="write a profiler trace to the run folder")
+    group.add_argument(
+        "--distributed", nargs="*", metavar="ADDRESS PROCESSES NUMBER",
+        help="one of several processes: under Slurm no more is needed, else host:port, their number, and which it is",
+    )  # fmt: skip
+    return parser
+
+
+def prepare(words: list[str]) -> list[str]:
+    """Set the devices and processes up, before anything touches them; the words that are left."""
+    try:
+        chosen, rest = platform_options().parse_known_args(words)
+    except argparse.ArgumentError as error:
+        raise SystemExit(str(error)) from None
+    import jax
+
+    if chosen.devices is not None:
+        if chosen.devices < 1:
+            raise SystemExit(f"--devices {chosen.devices}: must be at least 1")
+        jax.config.update("jax_num_cpu_devices", chosen.devices)
+    if chosen.distributed is not None:
+        if len(chosen.distributed) not in (0, 3) or not all(word.isdecimal() for word in chosen.distributed[1:]):
+            raise SystemExit("--distributed: give host:port, the number of processes and which this is, or nothing")
+        address = [kind(word) for kind, word in zip((str, int, int), chosen.distributed)]
+        jax.distributed.initialize(*address, heartbeat_timeout_seconds=10)
+    from experiments import common
+
+    common.session = common.Session(chosen.devices, chosen.resume, chosen.profile)
+    return rest
 
 
 def closest(word: str, known: list[str]) -> str:
@@ -73,6 +113,7 @@ def main(words: list[str]) -> int:
     if name not in names():
         raise SystemExit(f"unknown experiment {name!r}{closest(name, names())} (python -m experiments lists them)")
     try:
+        rest = prepare(rest)
         from experiments import common
 
         module = importlib.import_module(f"experiments.{name}")
@@ -81,6 +122,10 @@ def main(words: list[str]) -> int:
     config = parse(name, module, rest)
     try:
         folder = common.run_folder(name, config.out)
+        if not common.is_first_process():  # it trains with the others, and keeps what it draws to itself
+            with tempfile.TemporaryDirectory() as aside, contextlib.redirect_stdout(io.StringIO()):
+                module.run(config, Path(aside))
+            return 0
         common.write_json(folder / "config.json", common.as_settings(config))
         environment = common.environment()
         started = time.perf_counter()

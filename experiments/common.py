@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import matplotlib
 import numpy as np
 import optax
+from jax.sharding import AxisType
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
@@ -28,6 +29,33 @@ from jaxloss.train import Batch, TrainState, make_step
 matplotlib.rcParams.update(
     {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3, "font.size": 10}
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class Session:
+    """What the command line says of every experiment."""
+
+    devices: int | None = None
+    resume: bool = False
+    profile: bool = False
+    run_dir: Path | None = None
+    """What `run_folder` has chosen."""
+
+
+session = Session()
+
+
+def watched(folder: Path) -> dict[str, Any]:
+    """How an experiment's main fit is watched, saved and spread over devices."""
+    devices = jax.devices() if jax.process_count() > 1 else jax.devices()[: session.devices or 1]
+    mesh = jax.make_mesh((len(devices),), ("data",), (AxisType.Auto,), devices=devices) if len(devices) > 1 else None
+    where = {"run_dir": session.run_dir or folder, "mesh": mesh}
+    return {"progress": True, "resume": session.resume, "profile": session.profile, **where}
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that tells and writes."""
+    return jax.process_index() == 0
 
 
 class UserError(Exception):
@@ -117,10 +145,20 @@ def _commit() -> str | None:
 
 def run_folder(name: str, out: Path | None) -> Path:
     """A new folder for the run: `out`, which must not hold anything, or one under runs/NAME named by the time."""
+    global session
+    folder = _run_folder(name, out)
+    session = dataclasses.replace(session, run_dir=folder)
+    return folder
+
+
+def _run_folder(name: str, out: Path | None) -> Path:
+    if out is None and (session.resume or jax.process_count() > 1):
+        raise UserError("--resume and --distributed need --out FOLDER")
     try:
         if out is not None:
-            if out.exists() and (not out.is_dir() or any(out.iterdir())):
-                raise UserError(f"--out {out}: is there already; name a new folder")
+            there = out.exists() and (not out.is_dir() or any(out.iterdir()))
+            if there and is_first_process() and not (session.resume and out.is_dir()):
+                raise UserError(f"--out {out}: is there already; name a new folder, or --resume to go on in it")
             out.mkdir(parents=True, exist_ok=True)
             return out
         stem = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")

@@ -43,9 +43,7 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
     apply, params = functional(nnx.Linear(1, 1, rngs=nnx.Rngs(config.seed)))
     loss = common.loss_by_name(config.loss)
     optimizer = common.optimizer_by_name(config.optimizer, config.learning_rate)
-    fitted = fit(
-        apply, params, (x, y), loss=loss, optimizer=optimizer, epochs=config.epochs, progress=True, run_dir=folder
-    )
+    fitted = fit(apply, params, (x, y), loss=loss, optimizer=optimizer, epochs=config.epochs, **common.watched(folder))
     weight, bias = float(fitted.params["kernel"][0, 0]), float(fitted.params["bias"][0])
     exact_weight, exact_bias = (float(value) for value in data.least_squares(x, y)[:, 0])
     final_loss = float(loss(apply(fitted.params, x), y))

@@ -60,8 +60,7 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
         validation=scaled.validation,
         patience=config.patience,
         seed=config.seed,
-        progress=True,
-        run_dir=folder,
+        **common.watched(folder),
     )
     x, y = parts.test
     coefficients = data.least_squares(*parts.train)
@@ -92,8 +91,9 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
 
 def _draw(folder: Path, fitted: Any, pred: np.ndarray, target: np.ndarray) -> None:
     figure, (left, right) = common.figure(2)
-    for name, curve in fitted.history.items():
-        left.plot(np.arange(1, len(curve) + 1), curve, label={"loss": "training"}.get(name, "validation"))
+    for name, label in (("loss", "training"), ("validation_loss", "validation")):
+        curve = fitted.history[name]
+        left.plot(np.arange(1, len(curve) + 1), curve, label=label)
     left.axvline(fitted.best_epoch, color="gray", linestyle="--", label="best weights")
     left.set(xlabel="epoch", ylabel="loss in standard units", title="training")
     left.legend(frameon=False)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -74,6 +75,7 @@ REFUSED = {
     "too few trips": (["units", "--rows", "5"], "--rows"),
     "too few people": (["multi_output", "--rows", "5"], "--rows"),
     "too many typos": (["outliers", "--typos", "9"], "typos"),
+    "no data": (["nist", "--data", "nowhere"], "nowhere"),
     "batch too large": (["mlp", "--batch-size", "100000"], "batch_size"),
 }
 
@@ -197,3 +199,20 @@ def test_outliers_spoil_squared_error_alone(tmp_path, capsys):
     assert len(found["typos"]) == 8
     assert_complete(tmp_path / "outliers", result)
     assert "dominated by outliers" in capsys.readouterr().out
+
+
+def test_nist_finds_the_digits(tmp_path, capsys):
+    """On problems made up in the layout of NIST's, whose own are not shipped."""
+    x = [[0.5 * number] for number in range(8)]
+    y = [3 * math.exp(-0.5 * row[0]) / (1 + 0.25 * row[0]) for row in x]
+    problem = {"x": x, "y": y, "start1": [0.1, 0.1, 0.1], "start2": [0.4, 0.3, 0.1], "coef": [0.5, 1 / 3, 0.25 / 3]}
+    problem |= {"df_resid": 5, "se": [1.0, 1.0, 1.0], "resid_sd": 1.0}
+    (tmp_path / "certified.json").write_text(json.dumps({"linear": {}, "nonlinear": {"Chwirut2": problem}}))
+    _, result = run(tmp_path, "nist", "--data", str(tmp_path))
+    assert set(result["nonlinear"]) == {"Chwirut2 1", "Chwirut2 2"}
+    assert result["claims"]["8 digits of every parameter from both starts"]
+    assert not result["claims"]["6 digits of the residual's sd"], (
+        "a fit without errors has a residual sd of 0, not of 1"
+    )
+    assert "curve_fit" in capsys.readouterr().out
+    assert_complete(tmp_path / "nist", result)

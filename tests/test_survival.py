@@ -173,13 +173,16 @@ RUN = textwrap.dedent("""
 """)
 
 
-def digest_of(text):
-    return next(line for line in text.splitlines() if line.startswith("digest"))
+def digest_of(process):
+    """What the process prints of its result, at its end."""
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err[-2000:]
+    return next(line for line in out.splitlines() if line.startswith("digest"))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_killed_at_random_moments_it_ends_in_the_same_bytes(tmp_path, number):
+@pytest.mark.parametrize(("number", "times"), [(signal.SIGKILL, 20), (signal.SIGTERM, 6)])
+def test_killed_at_random_moments_it_ends_in_the_same_bytes(tmp_path, number, times):
     code = RUN.format(before="", epochs=4000, every=0.0, mesh=None)
 
     def begin(folder):
@@ -191,10 +194,9 @@ def test_killed_at_random_moments_it_ends_in_the_same_bytes(tmp_path, number):
             text=True,
         )
 
-    alone = begin(tmp_path / "whole")
-    want = digest_of(alone.communicate(timeout=300)[0])
+    want = digest_of(begin(tmp_path / "whole"))
     moments, killed = random.Random(0), 0
-    for _ in range(20):
+    for _ in range(times):
         process = begin(tmp_path / "killed")
         assert process.stdout.readline().strip() == "ready"
         time.sleep(moments.uniform(0.3, 3.0))
@@ -203,12 +205,12 @@ def test_killed_at_random_moments_it_ends_in_the_same_bytes(tmp_path, number):
         if "digest" not in out:
             killed += 1
             assert process.returncode in (-number, 128 + number), err
-    assert killed >= 5
-    assert digest_of(begin(tmp_path / "killed").communicate(timeout=300)[0]) == want
+    assert killed >= times // 3
+    assert digest_of(begin(tmp_path / "killed")) == want
 
 
 @pytest.mark.slow
-def test_when_one_of_two_processes_is_killed_the_other_says_so_and_a_new_start_goes_on(tmp_path):
+def test_when_one_of_two_processes_is_killed_the_other_says_so_and_a_new_start_goes_on(tmp_path, request):
     def begin(epochs):
         with socket.socket() as held:
             held.bind(("127.0.0.1", 0))
@@ -226,6 +228,7 @@ def test_when_one_of_two_processes_is_killed_the_other_says_so_and_a_new_start_g
         ]  # fmt: skip
 
     running = begin(100_000)
+    request.addfinalizer(lambda: [process.kill() or process.communicate() for process in running])
     deadline = time.monotonic() + 120
     while not Checkpoints(tmp_path / "run" / "checkpoints").steps and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -234,8 +237,7 @@ def test_when_one_of_two_processes_is_killed_the_other_says_so_and_a_new_start_g
     _, err = running[0].communicate(timeout=60)
     assert time.monotonic() - killed < 30
     assert running[0].returncode != 0
-    assert "another process is gone" in err, err[-2000:]
+    assert "another process is gone" in err or "another task died" in err, err[-2000:]  # ours, or JAX's own
     (step, *_) = Checkpoints(tmp_path / "run" / "checkpoints").steps
     epochs = step // 63 + 3
-    done = [process.communicate(timeout=300) for process in begin(epochs)]
-    assert digest_of(done[0][0]) == digest_of(done[1][0])
+    assert len({digest_of(process) for process in begin(epochs)}) == 1

@@ -36,6 +36,9 @@ from jaxloss.train.state import Batch, TrainState
 
 __all__ = ["FitResult", "NonFiniteError", "fit"]
 
+ALL_STEPS = 2**30
+"""No bound on the steps of a call but that of its source."""
+
 SECONDS_PER_CALL = 0.25
 """How long the compiled program runs before the host looks up, where there is something to look after."""
 
@@ -89,6 +92,7 @@ def fit(
     resume: bool = False,
     save_every: float | None = 60.0,
     keep: int = 3,
+    profile: bool = False,
 ) -> FitResult:
     """Minimise a loss over arrays or over a stream of batches.
 
@@ -118,6 +122,7 @@ def fit(
     resume: go on from the newest whole checkpoint in run_dir, to the same bytes as if it had never stopped; from the
         start, if there is none. Refused where the loss, optimizer, data or numbers are not those of the checkpoint;
         epochs, patience and mesh may differ.
+    profile: write a profiler trace of the first two calls of the compiled program to run_dir.
 
     The caller's arrays are neither donated nor changed. A second call with the same functions, optimizer and shapes
     compiles nothing.
@@ -179,19 +184,28 @@ def fit(
     run, clock, history = saving.resumed(run, Clock(0, 0), {})
     log = Progress(epochs, source.plan.layout.steps, progress, run_dir, clock.epoch if resume else None)
     watched = log.watches or bool(callbacks)
-    left, going = 32 if watched else 2**31 - 1, True
+    left, going = 32 if watched else ALL_STEPS, True
     with saving, contextlib.ExitStack() as opened:
         opened.callback(log.close)
         opened.callback(source.close)
+        trace = opened.enter_context(contextlib.ExitStack())
+        if profile:
+            if run_dir is None:
+                raise ValueError("fit: profile=True needs a run_dir")
+            jax.profiler.start_trace(str(run_dir))
+            trace.callback(jax.profiler.stop_trace)
+        calls = 0
         while clock.epoch < epochs and going:
             began, started = clock.epoch, time.perf_counter()
             run, clock, going, ended = source.advance(run, clock, left, began + 1 if callbacks else epochs)
-            seconds = time.perf_counter() - started
+            seconds, calls = time.perf_counter() - started, calls + 1
+            if calls == 2:
+                trace.close()
             for name, curve in ended.items():
                 history.setdefault(name, []).append(curve)
             log.report(began, ended, seconds)
             if watched:
-                left = max(1, min(2 * left, int(left * SECONDS_PER_CALL / seconds)))
+                left = max(1, min(8 * left, int(left * SECONDS_PER_CALL / seconds), ALL_STEPS))
                 left = saving.look_up(run, clock, history, clock.epoch >= epochs or not going, left)
             if callbacks and clock.epoch > began:
                 line = {name: float(curve[0]) for name, curve in ended.items()}

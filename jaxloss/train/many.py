@@ -18,7 +18,7 @@ from jaxloss.likelihood.ensemble import Ensemble
 from jaxloss.likelihood.joint import Mixture
 from jaxloss.train.data import Layout, as_batch, count_rows, epoch_orders, place, screen
 from jaxloss.train.epochs import Clock, Limits
-from jaxloss.train.fitting import check_batch_size, check_numbers, choose_objective
+from jaxloss.train.fitting import ALL_STEPS, check_batch_size, check_numbers, choose_objective
 from jaxloss.train.objective import Objective
 from jaxloss.train.sources import Arrays
 
@@ -94,7 +94,11 @@ def fit_many(
         raise ShapeError(f"fit_many: every leaf of params needs the members along its first axis, got {sorted(sizes)}")
     (members,) = next(iter(sizes))
     seeds = np.arange(members) if seeds is None else np.asarray(seeds)
-    settings: dict[str, Any] = {"loss": dict(loss_settings or {}), "optimizer": dict(optimizer_settings or {})}
+    given = {"loss": loss_settings or {}, "optimizer": optimizer_settings or {}}
+    settings: dict[str, Any] = {
+        kind: {name: value if isinstance(value, jax.Array) else np.asarray(value) for name, value in values.items()}
+        for kind, values in given.items()
+    }
     for name, values in {"seeds": seeds, **settings["loss"], **settings["optimizer"]}.items():
         if jnp.shape(values)[:1] != (members,):
             raise ShapeError(f"fit_many: {name} has shape {jnp.shape(values)}, but there are {members} members")
@@ -134,7 +138,7 @@ def fit_many(
     run = source.begin(*(spread(tree, True) for tree in (params, model_state, seeds.astype(np.uint32))))
     clock, going, parts = Clock(0, 0), True, []
     while clock.epoch < epochs and going:
-        run, clock, going, ended = source.advance(run, clock, 2**31 - 1, epochs)
+        run, clock, going, ended = source.advance(run, clock, ALL_STEPS, epochs)
         parts.append(ended)
     curves = {name: np.concatenate([part[name] for part in parts])[:, :members].T for name in (parts or [{}])[0]}
     active = curves.pop("active", np.ones((members, 0))) > 0

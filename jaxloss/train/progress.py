@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
 __all__ = ["Progress"]
+
+_encode = json.JSONEncoder().encode
 
 
 class Progress:
@@ -40,10 +41,10 @@ class Progress:
             if self.file is None:  # not before there is something to write
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self.file = self.path.open("a")
-            for number in range(count):
-                line: dict[str, Any] = {"epoch": first + number + 1}
-                line |= {name: float(curve[number]) for name, curve in curves.items()}
-                self.file.write(json.dumps(line | {"seconds": self.since / count}) + "\n")
+            names = ("epoch", *curves, "seconds")
+            numbers, seconds = range(first + 1, first + count + 1), [self.since / count] * count
+            columns = numbers, *(curve.tolist() for curve in curves.values()), seconds
+            self.file.writelines(_encode(dict(zip(names, line))) + "\n" for line in zip(*columns))
             self.file.flush()
         self.since, self.told = 0.0, self.told + count
         if not self.show:

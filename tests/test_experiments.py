@@ -37,7 +37,7 @@ def test_linear_finds_the_line(tmp_path, capsys):
     assert abs(result["loss"] - 0.04) < 0.005
     for name in ("weight", "bias"):
         assert abs(result[name] - result["least_squares"][name]) < 0.005
-    assert_complete(tmp_path / "linear", result, "metrics.jsonl")
+    assert_complete(tmp_path / "linear", result, "metrics.jsonl", "checkpoints")
     assert "least squares" in capsys.readouterr().out
 
 
@@ -47,7 +47,7 @@ def test_mlp_beats_the_mean(tmp_path, capsys):
     assert result["rmse"] < 0.85 * result["baselines"]["mean"]["rmse"]
     assert result["rmse"] < 1.2 * result["baselines"]["least_squares"]["rmse"]
     assert {"rmse", "mae"} == set(result["baselines"]["least_squares"])
-    assert_complete(tmp_path / "mlp", result, "metrics.jsonl")
+    assert_complete(tmp_path / "mlp", result, "metrics.jsonl", "checkpoints")
     out = capsys.readouterr().out
     assert f"{result['rmse']:.4g}" in out, "the figures printed are the figures written"
 
@@ -216,3 +216,36 @@ def test_nist_finds_the_digits(tmp_path, capsys):
     )
     assert "curve_fit" in capsys.readouterr().out
     assert_complete(tmp_path / "nist", result)
+
+
+def test_bench_stats_runs_small(tmp_path):
+    """Whether the bars are kept is for a run of the size it is about."""
+    code, result = run(tmp_path, "bench_stats", "--rows", "200000", "--rounds", "1")
+    assert code in (0, 1)
+    assert set(result["shares"]) == set(result["seconds_per_pass"])
+    assert len(result["claims"]) == 2
+    assert_complete(tmp_path / "bench_stats", result)
+
+
+@pytest.mark.slow
+def test_devices_resuming_and_profiling(tmp_path):
+    def run(*words):
+        words = [sys.executable, "-m", "experiments", "mlp", "--out", str(tmp_path / "run"), *words]
+        return subprocess.run(words, capture_output=True, text=True, cwd=REPOSITORY, timeout=300)
+
+    first = run("--epochs", "3", "--devices", "4", "--profile")
+    assert first.returncode == 0, first.stderr
+    assert list((tmp_path / "run").rglob("*.trace.json.gz"))
+    again = run("--epochs", "5")
+    assert again.returncode == 1
+    assert "--resume" in again.stderr
+    resumed = run("--epochs", "5", "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3, 4, 5]
+    other = run("--epochs", "5", "--resume", "--batch-size", "16")
+    assert "batch_size: 32 in the checkpoint, 16 now" in other.stderr
+    for words in (["--devices", "0"], ["--devices", "many"], ["--distributed", "here"]):
+        refused = run(*words)
+        assert refused.returncode == 1
+        assert len(refused.stderr.strip().splitlines()) == 1, refused.stderr

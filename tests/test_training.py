@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from support import run_python
 from test_fit import FEATURES, OPTIMIZER, ROWS, data, linear, start
 
 from jaxloss import barron_nll, loss_sum, mse
@@ -245,3 +246,43 @@ def test_bad_input_is_one_line_and_writes_nothing(case, tmp_path):
     assert "\n" not in str(told.value)
     written = tmp_path / "run" / "metrics.jsonl"
     assert not written.exists() or all(json.loads(line) for line in written.read_text().splitlines())
+
+
+@pytest.mark.slow
+def test_ten_gigabytes_pass_through_two():
+    """Rows are generated as they are needed; the process never holds more than a small part of them."""
+    code = """
+import resource
+import numpy as np, optax
+from jaxloss import mse
+from jaxloss.train import fit
+
+rng, size, total = np.random.default_rng(0), 50_000, 0
+base = rng.normal(size=(size, 50)).astype(np.float32)
+slopes = np.linspace(-1, 1, 50, dtype=np.float32)
+
+class Stream:
+    def __iter__(self):
+        for number in range(1000):
+            x = base * np.float32(1 + 1e-3 * number)
+            globals()["total"] += x.nbytes
+            yield x, x @ slopes
+
+result = fit(
+    lambda params, x: x @ params, np.zeros(50, np.float32), Stream(), loss=mse, optimizer=optax.adam(0.01), epochs=1,
+)
+assert total == 10**10, total
+assert np.abs(result.params - slopes).max() < 0.01
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+"""
+    assert float(run_python(code)) < 2.0
+
+
+@pytest.mark.slow
+def test_a_grain_dataset():
+    grain = pytest.importorskip("grain")
+    x, target = data()
+    dataset = grain.MapDataset.source(list(zip(x, target, strict=True))).shuffle(seed=1).batch(16).to_iter_dataset()
+    result = fit(linear, start(), dataset, loss=mse, optimizer=OPTIMIZER, epochs=3)
+    assert int(result.state.step) == 12
+    assert result.history["loss"][-1] < result.history["loss"][0]

@@ -19,7 +19,7 @@ __all__ = ["SUMS", "Entries", "Piece", "one_pass"]
 SUMS = ("count", "nonfinite", "weight", "weight_square", "positive", "negative", "residual", "absolute", "square")
 """N, entries that are not finite, Σw, Σw², Σw over r > 0 and over r < 0, Σwr, Σw|r|, Σwr²."""
 
-LANES, STEP, STEPS = 2**15, 2**17, 16
+LANES, STEP, STEPS = 2**13, 2**15, 64
 """Sums run in vectors of LANES, which stay in the cache: STEP entries at a time, STEPS times; then they are added up.
 Each float thus adds no more than a few hundred terms, and a sum of any 2²¹ entries is right to a few units of 1e-7."""
 

@@ -42,8 +42,8 @@ class Progress:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self.file = self.path.open("a")
             names = ("epoch", *curves, "seconds")
-            numbers, seconds = range(first + 1, first + count + 1), [self.since / count] * count
-            columns = numbers, *(curve.tolist() for curve in curves.values()), seconds
+            numbers, shares = range(first + 1, first + count + 1), [self.since / count] * count
+            columns = numbers, *(curve.tolist() for curve in curves.values()), shares
             self.file.writelines(_encode(dict(zip(names, line))) + "\n" for line in zip(*columns))
             self.file.flush()
         self.since, self.told = 0.0, self.told + count

@@ -122,6 +122,27 @@ def on_two_devices(steps: int, number: int, rounds: int, seed: int) -> dict[str,
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def ratios(
+    line: Any, rows: Any, number: int, eager: float | None, seed: int
+) -> tuple[dict[str, tuple[float, str, float]], dict[str, Any]]:
+    """The ratios with their bars, and the seconds they are of. eager: of one network in PyTorch, over these rows."""
+    watching, file = watched(line, rows, 9, seed), from_a_file(5, seed)
+    spread = on_two_devices(len(rows[0]) // 32, number, 3, seed)
+    found = {
+        "linear: watched over bare": (watching["linear, watched"] / watching["linear"], "≤", 1.1),
+        "mlp: watched over bare": (watching["mlp, watched"] / watching["mlp"], "≤", 1.1),
+        "batches from a file over memory": (file["file"] / file["memory"], "≤", 1.3),
+        f"{number} networks: one CPU device over two": (spread["1 devices"] / spread["2 devices"], "≥", 1.6),
+    }
+    measured = {"watching": watching, "file": file, "many": spread}
+    if eager is not None:
+        alone = many(rows, number, 3, seed)
+        measured["many, in this process"] = alone
+        fastest = min(*alone.values(), *spread.values())
+        found[f"{number} networks: PyTorch one after another over fit_many"] = (number * eager / fastest, "≥", 16.0)
+    return found, measured
+
+
 if __name__ == "__main__":
     steps, number, rounds, seed = map(int, sys.argv[1:])
     jax.config.update("jax_num_cpu_devices", 2)

@@ -135,7 +135,7 @@ def test_accuracy_keeps_its_bars_and_shows_the_others(tmp_path, capsys):
 
 def test_speed_runs_small(tmp_path):
     """Its claims are about a quiet machine and are not asserted here, only that every part runs."""
-    _, result = run(tmp_path, "speed", "--repeats", "1", "--no-compiled", "--mlp-steps", "40")
+    _, result = run(tmp_path, "speed", "--repeats", "1", "--no-compiled", "--mlp-steps", "40", "--members", "0")
     assert result["mlp_over_bound"] > 0
     assert result["seconds_per_loop"]["linear: jaxloss"] > 0
     assert_complete(tmp_path / "speed", result)

@@ -36,6 +36,9 @@ LIBRARIES = ("optax", "torch", "torchmetrics", "sklearn")
 BARS = {"value": 2e-6, "slope": 2e-6, "curvature": 2e-5}
 
 
+TINY = {"losses": "log_cosh,smape"}
+
+
 @dataclass(frozen=True)
 class Config:
     losses: str = ""

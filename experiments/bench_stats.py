@@ -37,6 +37,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 BARS = {"sums": 0.4, "sums and moments": 0.2}
 
 
+TINY = {"rows": 200000, "rounds": 1}
+
+
 @dataclass(frozen=True)
 class Config:
     rows: int = 10_000_000

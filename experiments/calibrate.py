@@ -96,6 +96,9 @@ FAULTY: dict[str, tuple[str, Draw]] = {
 """The verdict that must hold, and how the data are drawn."""
 
 
+TINY = {"sizes": (2000,), "repeats": 50}
+
+
 @dataclass(frozen=True)
 class Config:
     sizes: tuple[int, ...] = (20, 100, 1000, 10_000, 100_000, 1_000_000)

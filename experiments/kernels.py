@@ -68,6 +68,9 @@ POWERS["barron_nll"] = POWERS["barron"]
 """The powers of a traced exponent, and no more, in the textbook formulas of value and, apart, slope."""
 
 
+TINY = {"losses": "mse,barron", "exponents": "8", "rounds": 2, "torch": False}
+
+
 @dataclass(frozen=True)
 class Config:
     losses: str = ""

@@ -25,6 +25,8 @@ from experiments.models import MLP
 from jaxloss import mae, plots, rmse
 from jaxloss.train import fit, functional
 
+TINY = {"epochs": 60}
+
 
 @dataclass(frozen=True)
 class Config:

@@ -55,6 +55,9 @@ class Variant(NamedTuple):
     """From the outputs to years and dollars; None if they are that."""
 
 
+TINY = {"rows": 350, "steps": 250, "hidden": 16}
+
+
 @dataclass(frozen=True)
 class Config:
     rows: int = 1000

@@ -37,6 +37,9 @@ LEVELS = np.array([0.025, *np.arange(0.05, 0.96, 0.05), 0.975], np.float32)
 LINE = (3.0, 2.0)
 
 
+TINY = {"rows": 400, "hidden": 16, "epochs": 40, "learning_rate": 0.01}
+
+
 @dataclass(frozen=True)
 class Config:
     rows: int = 2000

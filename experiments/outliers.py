@@ -37,6 +37,9 @@ HUBER, TUKEY = 1.345, 4.685
 ROBUST = ("huber", "tukey")
 
 
+TINY = {"seeds": 1, "rates": (0.1,), "epochs": 800}
+
+
 @dataclass(frozen=True)
 class Config:
     rows: int = 400

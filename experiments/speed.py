@@ -43,6 +43,9 @@ SECONDS_PER_TURN = 0.05
 """A short loop is timed many times in its turn."""
 
 
+TINY = {"repeats": 1, "compiled": False, "mlp_steps": 40, "members": 0}
+
+
 @dataclass(frozen=True)
 class Config:
     repeats: int = 9

@@ -40,6 +40,9 @@ ADAM_RATES = 10.0 ** np.arange(-3, 3.1, 0.5)
 NETWORK_RATES = 10.0 ** np.arange(-8, 0.6, 0.5)
 
 
+TINY = {"rows": 200, "steps": 1300, "network_steps": 200, "hidden": 8}
+
+
 @dataclass(frozen=True)
 class Config:
     rows: int = 1000

@@ -1,5 +1,6 @@
 """Every experiment, run small: what it writes, and that what its docstring claims holds."""
 
+import importlib
 import importlib.util
 import json
 import math
@@ -18,6 +19,18 @@ def run(folder, name, *words):
     code = main([name, *words, "--out", str(folder / name)])
     result = json.loads((folder / name / "result.json").read_text())
     return code, result
+
+
+def tiny(folder, name):
+    """Run an experiment on the small sizes that it names for that."""
+    words = []
+    for setting, value in importlib.import_module(f"experiments.{name}").TINY.items():
+        flag = setting.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words += [f"--{flag}", *map(str, value if isinstance(value, tuple) else [value])]
+    return run(folder, name, *words)
 
 
 def assert_complete(folder, result, *files):
@@ -42,7 +55,7 @@ def test_linear_finds_the_line(tmp_path, capsys):
 
 
 def test_mlp_beats_the_mean(tmp_path, capsys):
-    code, result = run(tmp_path, "mlp", "--epochs", "60")
+    code, result = tiny(tmp_path, "mlp")
     assert code == 0
     assert result["rmse"] < 0.85 * result["baselines"]["mean"]["rmse"]
     assert result["rmse"] < 1.2 * result["baselines"]["least_squares"]["rmse"]
@@ -114,14 +127,13 @@ def test_losses_prints_the_table(tmp_path, capsys):
 
 def test_kernels_runs_small(tmp_path):
     """Its claims are about a quiet machine and are not asserted here, only that every part runs."""
-    words = ("--losses", "mse,barron", "--exponents", "8", "--rounds", "2", "--no-torch")
-    _, result = run(tmp_path, "kernels", *words)
+    _, result = tiny(tmp_path, "kernels")
     assert {entry["loss"] for entry in result["ratios"]} == {"mse", "barron"}
     assert_complete(tmp_path / "kernels", result)
 
 
 def test_accuracy_keeps_its_bars_and_shows_the_others(tmp_path, capsys):
-    _, result = run(tmp_path, "accuracy", "--losses", "log_cosh,smape")
+    _, result = tiny(tmp_path, "accuracy")
     assert result["claims"] == {"log_cosh keeps the bars": True, "smape keeps the bars": True}
     worst = result["worst"]
     assert worst["log_cosh"]["optax slope"] > 0.1, "all digits lost"
@@ -135,7 +147,7 @@ def test_accuracy_keeps_its_bars_and_shows_the_others(tmp_path, capsys):
 
 def test_speed_runs_small(tmp_path):
     """Its claims are about a quiet machine and are not asserted here, only that every part runs."""
-    _, result = run(tmp_path, "speed", "--repeats", "1", "--no-compiled", "--mlp-steps", "40", "--members", "0")
+    _, result = tiny(tmp_path, "speed")
     assert result["mlp_over_bound"] > 0
     assert result["seconds_per_loop"]["linear: jaxloss"] > 0
     assert_complete(tmp_path / "speed", result)
@@ -144,8 +156,7 @@ def test_speed_runs_small(tmp_path):
 @pytest.mark.slow
 def test_noise_compares_distributions(tmp_path):
     """On fewer rows and shorter training, which the claims survive."""
-    words = ("--rows", "400", "--hidden", "16", "--epochs", "40", "--learning-rate", "0.01")
-    code, result = run(tmp_path, "noise", *words)
+    code, result = tiny(tmp_path, "noise")
     assert code == 0
     assert result["claims"]
     assert all(result["claims"].values())
@@ -154,7 +165,7 @@ def test_noise_compares_distributions(tmp_path):
 
 
 def test_units(tmp_path):
-    code, result = run(tmp_path, "units", "--rows", "200", "--steps", "1300", "--network-steps", "200", "--hidden", "8")
+    code, result = tiny(tmp_path, "units")
     assert code == 0
     assert len(result["claims"]) == 10
     assert all(result["claims"].values())
@@ -167,7 +178,7 @@ def test_units(tmp_path):
 @pytest.mark.slow
 def test_multi_output(tmp_path):
     """On a third of the rows and half of the steps, which the claims survive."""
-    code, result = run(tmp_path, "multi_output", "--rows", "350", "--steps", "250", "--hidden", "16")
+    code, result = tiny(tmp_path, "multi_output")
     assert code == 0
     assert len(result["claims"]) == 10
     assert all(result["claims"].values())
@@ -179,7 +190,7 @@ def test_multi_output(tmp_path):
 
 def test_calibrate_on_few_samples(tmp_path):
     """Few samples: what they show of rates is left to the whole run, and to the slow tests of diagnose."""
-    code, result = run(tmp_path, "calibrate", "--sizes", "2000", "--repeats", "50")
+    code, result = tiny(tmp_path, "calibrate")
     assert code == 0
     assert all(result["claims"].values())
     faults = {entry["kind"]: entry[entry["fault"]] for entry in result["rates"] if entry["fault"]}
@@ -189,7 +200,7 @@ def test_calibrate_on_few_samples(tmp_path):
 
 def test_outliers_spoil_squared_error_alone(tmp_path, capsys):
     """On one data set, where the claims hold as they do over ten."""
-    code, result = run(tmp_path, "outliers", "--seeds", "1", "--rates", "0.1", "--epochs", "800")
+    code, result = tiny(tmp_path, "outliers")
     assert code == 0
     assert result["off"]["mse"][0] > 0.2
     assert max(result["off"][name][0] for name in ("huber", "tukey")) < 0.02
@@ -220,7 +231,7 @@ def test_nist_finds_the_digits(tmp_path, capsys):
 
 def test_bench_stats_runs_small(tmp_path):
     """Whether the bars are kept is for a run of the size it is about."""
-    code, result = run(tmp_path, "bench_stats", "--rows", "200000", "--rounds", "1")
+    code, result = tiny(tmp_path, "bench_stats")
     assert code in (0, 1)
     assert set(result["shares"]) == set(result["seconds_per_pass"])
     assert len(result["claims"]) == 2

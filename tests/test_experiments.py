@@ -88,6 +88,7 @@ REFUSED = {
     "too few trips": (["units", "--rows", "5"], "--rows"),
     "too few people": (["multi_output", "--rows", "5"], "--rows"),
     "too many typos": (["outliers", "--typos", "9"], "typos"),
+    "unknown in the gallery": (["gallery", "--only", "liner"], "linear"),
     "no data": (["nist", "--data", "nowhere"], "nowhere"),
     "batch too large": (["mlp", "--batch-size", "100000"], "batch_size"),
 }
@@ -260,3 +261,19 @@ def test_devices_resuming_and_profiling(tmp_path):
         refused = run(*words)
         assert refused.returncode == 1
         assert len(refused.stderr.strip().splitlines()) == 1, refused.stderr
+
+
+def test_gallery_tells_all_and_goes_on(tmp_path, capsys):
+    words = ("--tiny", "--only", "linear", "losses")
+    code, result = run(tmp_path, "gallery", *words)
+    assert code == 0
+    page = (tmp_path / "gallery" / "RESULTS.md").read_text()
+    assert "## linear" in page
+    assert "y = 3x + 2 + noise" in page
+    assert (tmp_path / "gallery" / "figures" / "losses.png").exists()
+    first = (tmp_path / "gallery" / "linear" / "result.json").stat().st_mtime_ns
+    capsys.readouterr()
+    run(tmp_path, "gallery", *words, "--resume")
+    assert "linear …" not in capsys.readouterr().out
+    assert (tmp_path / "gallery" / "linear" / "result.json").stat().st_mtime_ns == first
+    assert result["claims"] == {}

@@ -74,6 +74,24 @@ def test_a_stream_goes_on_in_the_middle_of_an_epoch(tmp_path):
     equal((result.params, result.history), (whole.params, whole.history))
 
 
+def test_a_generator_goes_on_past_what_was_done(tmp_path):
+    x, target = data()
+
+    def endless():
+        number = 0
+        while True:
+            rows = np.random.default_rng(number).integers(0, ROWS, 10)
+            number += 1
+            yield x[rows], target[rows]
+
+    settings = {"loss": mse, "optimizer": OPTIMIZER, "epochs": 6, "epoch_steps": 4}
+    whole = fit(linear, start(), endless(), **settings)
+    with pytest.raises(Interrupted):
+        fit(linear, start(), endless(), run_dir=tmp_path, callbacks=[stop_after(3)], **settings)
+    result = fit(linear, start(), endless(), run_dir=tmp_path, resume=True, **settings)
+    equal((result.params, result.history), (whole.params, whole.history))
+
+
 class StoppedInTheSecondPass(list):
     """Batches; the process is asked to stop while the second epoch is read."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import operator
 import time
 import warnings
@@ -31,7 +32,7 @@ from jaxloss.train.epochs import Clock, Limits, Run
 from jaxloss.train.objective import Objective, supervised
 from jaxloss.train.progress import Progress
 from jaxloss.train.saving import Saving, configuration
-from jaxloss.train.sources import Arrays, Stream, is_mapped, iterable_passes, mapped_batches
+from jaxloss.train.sources import Arrays, Stream, is_whole, iterable_passes, mapped_batches
 from jaxloss.train.state import Batch, TrainState
 
 __all__ = ["FitResult", "NonFiniteError", "fit"]
@@ -146,45 +147,23 @@ def fit(
     objective, model_state = spread_params((objective, model_state), mesh)
     params = spread_params(params, mesh, shard_params)
     shared = (objective, optimizer, None if held_out is None else spread(held_out, mesh), limits, average)
-    shared = (*shared, mesh, shard_params)
     numbers = {
         "batch_size": batch_size, "epoch_steps": epoch_steps, "seed": seed, "micro_batches": micro_batches,
-        "average": average, "nonfinite": nonfinite, "validated": validation is not None,
+        "nonfinite": nonfinite,
     }  # fmt: skip
-    whole = isinstance(data, tuple) and not is_mapped(data)
     saving = Saving(
         run_dir, save_every, keep, resume,
-        lambda: configuration(objective, optimizer, as_batch("data", data) if whole else None, **numbers),
+        lambda: configuration(
+            objective, optimizer, as_batch("data", data) if is_whole(data) else None, **numbers, average=average,
+            validated=held_out is not None,
+        ),
     )  # fmt: skip
-    if not whole:
-        if is_mapped(data):
-            batch = as_batch("data", data)
-            batch_size = count_rows(batch) if batch_size is None else batch_size
-            passes = mapped_batches(batch, check_batch_size(batch_size, batch), seed)
-        elif hasattr(data, "__iter__"):
-            passes = iterable_passes(data)
-        else:
-            raise TypeError(f"fit: data must be (x, target), a Batch or an iterable of them, got {type(data).__name__}")
-        source: Any = Stream(
-            *shared, passes=passes, micro_batches=micro_batches, batch_size=batch_size, epoch_steps=epoch_steps,
-            nonfinite=nonfinite,
-        )  # fmt: skip
-    else:
-        if epoch_steps is not None:
-            raise ValueError(f"fit: epoch_steps={epoch_steps} is for streams; of arrays an epoch is all rows")
-        batch = screen("data", as_batch("data", data), nonfinite)
-        rows = check_batch_size(batch_size, batch)
-        layout = Layout.of(count_rows(batch), rows, 1 if mesh is None else mesh.shape[DATA_AXIS])
-        orders = None if layout.steps == 1 else lambda first, count, size: layout.orders(seed, first, count, size)
-        source = Arrays(
-            *shared, data=spread(batch, mesh), layout=layout, epochs=epochs, micro_batches=micro_batches, orders=orders,
-            place_orders=lambda orders: spread_orders(orders, mesh),
-        )  # fmt: skip
+    source = _source((*shared, mesh, shard_params), data, epochs=epochs, mesh=mesh, **numbers)
     run = source.begin(params, model_state, seed)
     run, clock, history = saving.resumed(run, Clock(0, 0), {})
     log = Progress(epochs, source.plan.layout.steps, progress, run_dir, clock.epoch if resume else None)
     watched = log.watches or bool(callbacks)
-    left, going = 32 if watched else ALL_STEPS, True
+    left, going = 32 if watched else ALL_STEPS, not resume or bool(run.active)
     with saving, contextlib.ExitStack() as opened:
         opened.callback(log.close)
         opened.callback(source.close)
@@ -204,15 +183,45 @@ def fit(
             for name, curve in ended.items():
                 history.setdefault(name, []).append(curve)
             log.report(began, ended, seconds)
-            if watched:
-                left = max(1, min(8 * left, int(left * SECONDS_PER_CALL / seconds), ALL_STEPS))
-                left = saving.look_up(run, clock, history, clock.epoch >= epochs or not going, left)
             if callbacks and clock.epoch > began:
                 line = {name: float(curve[0]) for name, curve in ended.items()}
                 state = jax.tree.map(jnp.copy, run.state)  # the next call takes the run's arrays
                 if True in [callback(clock.epoch, state, line) for callback in callbacks]:
                     going = False
+            if watched:
+                left = max(1, min(8 * left, int(left * SECONDS_PER_CALL / seconds), ALL_STEPS))
+                left = saving.look_up(run, clock, history, clock.epoch >= epochs or not going, left)
     return finished(run, clock, history, held_out is not None, max_skipped)
+
+
+def _source(
+    shared: tuple, data: Any, *, epochs: int, batch_size: int | None, epoch_steps: int | None, seed: int,
+    micro_batches: int, nonfinite: str, mesh: Mesh | None,
+) -> Arrays | Stream:  # fmt: skip
+    """Where the batches come from."""
+    if is_whole(data):
+        if epoch_steps is not None:
+            raise ValueError(f"fit: epoch_steps={epoch_steps} is for streams; of arrays an epoch is all rows")
+        batch = screen("data", as_batch("data", data), nonfinite)
+        rows = check_batch_size(batch_size, batch)
+        layout = Layout.of(count_rows(batch), rows, 1 if mesh is None else mesh.shape[DATA_AXIS])
+        return Arrays(
+            *shared, data=spread(batch, mesh), layout=layout, epochs=epochs, micro_batches=micro_batches,
+            orders=None if layout.steps == 1 else functools.partial(layout.orders, seed),
+            place_orders=lambda orders: spread_orders(orders, mesh),
+        )  # fmt: skip
+    if isinstance(data, tuple):
+        batch = as_batch("data", data)
+        batch_size = check_batch_size(batch_size, batch)
+        passes = mapped_batches(batch, batch_size, seed)
+    elif hasattr(data, "__iter__"):
+        passes = iterable_passes(data)
+    else:
+        raise TypeError(f"fit: data must be (x, target), a Batch or an iterable of them, got {type(data).__name__}")
+    return Stream(
+        *shared, passes=passes, micro_batches=micro_batches, batch_size=batch_size, epoch_steps=epoch_steps,
+        nonfinite=nonfinite,
+    )  # fmt: skip
 
 
 def finished(run: Run, clock: Clock, history: dict[str, list[np.ndarray]], validated: bool, limit: int) -> FitResult:

@@ -30,7 +30,7 @@ from jaxloss.train.epochs import BLOCK, Clock, Limits, Plan, Run, begin, close_e
 from jaxloss.train.objective import Objective
 from jaxloss.train.state import Batch
 
-__all__ = ["Arrays", "Stream", "is_mapped", "mapped_batches"]
+__all__ = ["Arrays", "Stream", "is_whole", "mapped_batches"]
 
 STEPS_PER_CALL = 4096
 """Steps in one call of the compiled program: enough to hide its dispatch."""
@@ -163,12 +163,14 @@ class Stream(Source):
     def _open(self, clock: Clock) -> None:
         """A pass over the batches of this epoch, past those that are done."""
         self.close()
-        skip = clock.position + (clock.epoch * self.epoch_steps if self.epoch_steps else 0)
         batches = iter(self.passes(clock.epoch))
-        for _ in range(skip):
+        for _ in range(clock.position + clock.epoch * (self.epoch_steps or 0)):
             next(batches, None)
         self.batches = _ahead(self._ready(batches, clock))
         self.next, self.at = next(self.batches, None), clock
+        self._need(clock)
+
+    def _need(self, clock: Clock) -> None:
         if self.next is None:
             raise ValueError(
                 f"fit: data gives no batch in epoch {clock.epoch + 1}: an iterator serves one pass; give a list or an "
@@ -196,7 +198,12 @@ class Stream(Source):
 
     def advance(self, run: Run, clock: Clock, left: int, end: int) -> Advance:
         """Up to so many steps, and no further than the end of the epoch."""
-        if self.batches is None or self.at != clock:
+        between = clock.position - self.at.position + (clock.epoch - self.at.epoch) * (self.epoch_steps or 0)
+        if self.batches is not None and between >= 0 and (self.epoch_steps or clock.epoch == self.at.epoch):
+            for _ in range(between):  # a generator cannot begin anew
+                self.next = next(self.batches, None)
+            self._need(clock)
+        else:
             self._open(clock)
         epoch, position = clock
         waiting: collections.deque[jax.Array] = collections.deque()
@@ -238,9 +245,9 @@ def _ahead(items: Iterator) -> Iterator:
             yield item
 
 
-def is_mapped(data: Any) -> bool:
-    """Whether some array lies in a file."""
-    return isinstance(data, tuple) and any(isinstance(leaf, np.memmap) for leaf in jax.tree.leaves(data))
+def is_whole(data: Any) -> bool:
+    """Whether the data are arrays in memory: not a stream, and in no file."""
+    return isinstance(data, tuple) and not any(isinstance(leaf, np.memmap) for leaf in jax.tree.leaves(data))
 
 
 def mapped_batches(data: Batch, batch_size: int, seed: int) -> Callable[[int], Iterator[Batch]]:

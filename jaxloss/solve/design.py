@@ -1,0 +1,146 @@
+"""The columns of a linear model, shifted, scaled and, where needed, made orthogonal: every solver works in these."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxloss.losses.special import sum_of
+
+__all__ = ["Centred", "Design", "Factors", "centred", "design_of", "factors_of", "matmul", "power_of_two"]
+
+Array = jax.Array
+
+
+def matmul(left: Array, right: Array) -> Array:
+    """A matrix product in the full precision of its type, also on accelerators."""
+    return jnp.matmul(left, right, precision="highest")
+
+
+class Centred(NamedTuple):
+    """The columns, each less a number near its mean, as unevaluated sums high + low; the intercept's column last.
+
+    columns: (p, n), with a row of the array for each column of the model: products run along memory.
+    shift: what was taken off. scale: powers of 2 that bring the columns, each under `root`, near norm 1.
+    """
+
+    high: Array
+    low: Array
+    shift: Array
+    scale: Array
+
+
+def power_of_two(x: Array) -> Array:
+    """The largest power of two at most x, for normal x > 0; dividing by it is exact."""
+    info = jnp.finfo(x.dtype)
+    bits = lax.bitcast_convert_type(x, jnp.int32 if info.bits == 32 else jnp.int64)
+    return lax.bitcast_convert_type((bits >> info.nmant) << info.nmant, x.dtype)
+
+
+def centred(x: Array, root: Array, ridge: Array, intercept: bool) -> Centred:
+    """x, of shape (n, d), as columns; rows whose `root` (of the weight) is 0 become 0. ridge is that of the columns.
+
+    Without the shift a column of years, or the powers of one, would lose digits before any arithmetic is done.
+    """
+    eps, columns = jnp.finfo(x.dtype).eps, x.T
+    weight = root * root
+    total = jnp.sum(weight)
+    shift = jnp.zeros(columns.shape[:1], x.dtype)
+    if intercept:
+        shift = matmul(columns, weight / jnp.where(total > 0, total, 1))
+    high, low = sum_of(columns, jnp.broadcast_to(-shift[:, None], columns.shape))
+    square, whole = matmul(high * high, weight), matmul(columns * columns, weight)
+    kept = square > jnp.square(8 * eps) * whole  # a constant column is its mean, up to rounding
+    present = kept[:, None] & (root > 0)
+    high, low = jnp.where(present, high, 0), jnp.where(present, low, 0)
+    square = jnp.where(kept, square, 0) + ridge * ridge
+    if intercept:
+        high = jnp.concatenate([high, (root > 0).astype(x.dtype)[None]])
+        low = jnp.concatenate([low, jnp.zeros_like(low, shape=(1, x.shape[0]))])
+        square = jnp.append(square, total)
+    scale = 1 / power_of_two(jnp.where(square > 0, jnp.sqrt(square), 1))
+    return Centred(high, low, shift, scale)
+
+
+class Factors(NamedTuple):
+    """The singular value decomposition of the scaled rows, and of the rows of the ridge under them.
+
+    rows: (n + d, p), orthonormal; values: (p,), and right: (p, p), so that scaled = rows·diag(values)·rightᵀ. Where a
+    value is too small to be told from rounding its column of `rows` is 0, `active` False, and the value 1.
+    back: (p, p), from coordinates in the basis `rows` to parameters, of least norm of the coefficients.
+    """
+
+    rows: Array
+    values: Array
+    right: Array
+    active: Array
+    back: Array
+
+
+def factors_of(columns: Centred, root: Array, ridge: Array, slopes: int) -> Factors:
+    """Householder QR of the scaled rows, then the decomposition of the triangle."""
+    count = columns.high.shape[0]
+    penalty = ridge * jnp.eye(slopes, count, dtype=root.dtype)
+    stacked = jnp.concatenate([(root * columns.high).T, penalty]) * columns.scale
+    rows, triangle = jnp.linalg.qr(stacked)
+    left, values, right = jnp.linalg.svd(triangle)
+    tiny = jnp.finfo(root.dtype).eps * max(stacked.shape)
+    active = values > tiny * jnp.max(values)
+    values = jnp.where(active, values, 1)
+    rows = matmul(rows, left) * active
+    scaled = columns.scale[:, None] * right.T
+    back = _least_norm(scaled * (active / values), scaled * ~active, active, slopes)
+    return Factors(rows, values, right.T, active, back)
+
+
+def _least_norm(back: Array, null: Array, active: Array, slopes: int) -> Array:
+    """The columns of `back` less what the null vectors say makes no difference, so that the coefficients are least."""
+    directions = null[:slopes, ::-1]  # the null vectors come last in `null`; first, they are what Q starts with
+    sizes = jnp.linalg.norm(directions, axis=0)
+    basis = jnp.linalg.qr(directions / jnp.where(sizes > 0, sizes, 1))[0]
+    basis = basis * (~active)[::-1][: basis.shape[1]]
+    coefficients = back[:slopes]
+    return back.at[:slopes].set(coefficients - matmul(basis, matmul(basis.T, coefficients)))
+
+
+class Design(NamedTuple):
+    """A well-conditioned basis of the model's columns.
+
+    columns: (p, n). back: (p, p), from coordinates to parameters, shifted. penalty: ½φᵀ·penalty·φ is the ridge's share
+    of the objective at coordinates φ. active: which coordinates count; rank: how many.
+    """
+
+    columns: Array
+    back: Array
+    shift: Array
+    penalty: Array
+    active: Array
+    rank: Array
+
+
+def design_of(x: Array, present: Array, l2: Array, intercept: bool) -> Design:
+    """The basis: the scaled columns themselves where their Gram matrix proves them far from dependent."""
+    slopes = x.shape[1]
+    root, ridge = present.astype(x.dtype), jnp.sqrt(l2)
+    columns = centred(x, root, ridge, intercept)
+    scaled = columns.high * columns.scale[:, None]
+    penalty = jnp.diag(l2 * jnp.square(columns.scale) * (jnp.arange(len(columns.scale)) < slopes))
+
+    def plain(_: None) -> tuple[Array, Array, Array]:
+        return scaled, jnp.diag(columns.scale), jnp.ones(len(scaled), bool)
+
+    def orthogonal(_: None) -> tuple[Array, Array, Array]:
+        factors = factors_of(columns, root, ridge, slopes)
+        return factors.rows[: x.shape[0]].T, factors.back, factors.active
+
+    if x.dtype == jnp.float64:
+        spectrum = jnp.linalg.eigvalsh(matmul(scaled, scaled.T) + penalty)
+        safe = spectrum[0] > 1e-4 * spectrum[-1]
+        basis, back, active = lax.cond(safe, plain, orthogonal, None)
+    else:
+        basis, back, active = orthogonal(None)
+    penalty = l2 * matmul(back[:slopes].T, back[:slopes])
+    return Design(basis, back, columns.shift, penalty, active, jnp.sum(active))

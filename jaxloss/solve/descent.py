@@ -26,7 +26,7 @@ HALVINGS = 30
 
 def hessian(design: Design, bend: Array) -> Array:
     """The Hessian in the coordinates of the basis; coordinates that do not count get 1 on the diagonal."""
-    return matmul(design.columns * bend, design.columns.T) + design.penalty + jnp.diag(1.0 * ~design.active)
+    return matmul(design.columns * bend[None], design.columns.T) + design.penalty + jnp.diag(1.0 * ~design.active)
 
 
 def regress(design: Design, target: Array, weights: Array) -> Array:

@@ -54,7 +54,7 @@ def centred(x: Array, root: Array, ridge: Array, intercept: bool) -> Centred:
     high, low = sum_of(columns, jnp.broadcast_to(-shift[:, None], columns.shape))
     square, whole = matmul(high * high, weight), matmul(columns * columns, weight)
     kept = square > jnp.square(8 * eps) * whole  # a constant column is its mean, up to rounding
-    present = kept[:, None] & (root > 0)
+    present = kept[:, None] & (root > 0)[None]
     high, low = jnp.where(present, high, 0), jnp.where(present, low, 0)
     square = jnp.where(kept, square, 0) + ridge * ridge
     if intercept:
@@ -84,15 +84,15 @@ def factors_of(columns: Centred, root: Array, ridge: Array, slopes: int) -> Fact
     """Householder QR of the scaled rows, then the decomposition of the triangle."""
     count = columns.high.shape[0]
     penalty = ridge * jnp.eye(slopes, count, dtype=root.dtype)
-    stacked = jnp.concatenate([(root * columns.high).T, penalty]) * columns.scale
+    stacked = jnp.concatenate([(root[None] * columns.high).T, penalty]) * columns.scale[None]
     rows, triangle = jnp.linalg.qr(stacked)
     left, values, right = jnp.linalg.svd(triangle)
     tiny = jnp.finfo(root.dtype).eps * max(stacked.shape)
     active = values > tiny * jnp.max(values)
     values = jnp.where(active, values, 1)
-    rows = matmul(rows, left) * active
+    rows = matmul(rows, left) * active[None]
     scaled = columns.scale[:, None] * right.T
-    back = _least_norm(scaled * (active / values), scaled * ~active, active, slopes)
+    back = _least_norm(scaled * (active / values)[None], scaled * ~active[None], active, slopes)
     return Factors(rows, values, right.T, active, back)
 
 
@@ -100,8 +100,8 @@ def _least_norm(back: Array, null: Array, active: Array, slopes: int) -> Array:
     """The columns of `back` less what the null vectors say makes no difference, so that the coefficients are least."""
     directions = null[:slopes, ::-1]  # the null vectors come last in `null`; first, they are what Q starts with
     sizes = jnp.linalg.norm(directions, axis=0)
-    basis = jnp.linalg.qr(directions / jnp.where(sizes > 0, sizes, 1))[0]
-    basis = basis * (~active)[::-1][: basis.shape[1]]
+    basis = jnp.linalg.qr(directions / jnp.where(sizes > 0, sizes, 1)[None])[0]
+    basis = basis * (~active)[::-1][None, : basis.shape[1]]
     coefficients = back[:slopes]
     return back.at[:slopes].set(coefficients - matmul(basis, matmul(basis.T, coefficients)))
 

@@ -61,7 +61,7 @@ class LinearFit:
                 f"predict: x has {x.shape[1]} columns and the model {self.coef.shape[0]}: x must be (rows, columns)"
             )
         eta = matmul(x, self.coef.astype(x.dtype))
-        return mean_of(self.loss.func, eta + jnp.broadcast_to(self.intercept.astype(x.dtype), eta.shape))
+        return mean_of(self.loss.func, eta + self.intercept.astype(x.dtype)[None])
 
     def covariance(
         self, x: Any, target: Any, *, weights: Any = None, where: Any = None, intercept: bool = True

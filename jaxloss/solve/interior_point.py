@@ -64,7 +64,7 @@ def interior_point(design: Design, rows: Bounded, tolerance: float) -> Dual:
     weight = jnp.max(width)
     weight = jnp.where(weight > 0, weight, 1)
     # In units of the mean residual and the largest weight; absent rows are rows of zeros.
-    columns = jnp.where(present, columns, 0)
+    columns = jnp.where(present[None], columns, 0)
     target, low, high = jnp.where(present, rows.target / unit, 0), rows.low / weight, rows.high / weight
     low, high = jnp.where(present, low, -0.5), jnp.where(present, high, 0.5)
     inside = design._replace(columns=columns, penalty=design.penalty * (unit / weight))
@@ -155,7 +155,7 @@ def interior_point(design: Design, rows: Bounded, tolerance: float) -> Dual:
 def _vertex(design: Design, target: Array, phi: Array, give: Array) -> Array:
     """The solution of as many rows as there are coordinates, chosen by elimination: first those that give way most."""
     columns, count = design.columns, len(phi)
-    weighted = columns * jnp.sqrt(give)
+    weighted = columns * jnp.sqrt(give)[None]
 
     def choose(place: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         left, frame, chosen = state
@@ -169,7 +169,9 @@ def _vertex(design: Design, target: Array, phi: Array, give: Array) -> Array:
 
     start = (jnp.sum(weighted * weighted, axis=0), jnp.zeros((count, count), phi.dtype), jnp.zeros(count, int))
     chosen = lax.fori_loop(0, count, choose, start)[2]
-    matrix = jnp.where(design.active[:, None] & design.active, columns[:, chosen].T, jnp.eye(count, dtype=phi.dtype))
+    matrix = jnp.where(
+        design.active[:, None] & design.active[None], columns[:, chosen].T, jnp.eye(count, dtype=phi.dtype)
+    )
     right = jnp.where(design.active, target[chosen], 0)
     vertex = jnp.linalg.solve(matrix, right)
     vertex = vertex + jnp.linalg.solve(matrix, right - matmul(matrix, vertex))

@@ -94,7 +94,7 @@ def descend_with_scale(
         by_phi = (
             sum(jnp.sign(residual[row]) * columns[:, row] for row in state.rows) * (0.5 / NORMAL_MEDIAN) * state.times
         )
-        matrix = matrix + jnp.where(state.newton, by_scale[:, None] * by_phi, 0)
+        matrix = matrix + jnp.where(state.newton, by_scale[:, None] * by_phi[None], 0)
         move = -jnp.linalg.solve(matrix, state.gradient)
         usable = jnp.all(jnp.isfinite(move))
         phi = state.phi + jnp.where(usable, move, 0)

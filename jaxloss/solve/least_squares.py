@@ -54,7 +54,7 @@ def least_squares(x: Array, target: Array, weights: Array, l2: Array, intercept:
         return params, factors.back, sweeps, good, jnp.sum(factors.active)
 
     if x.dtype == jnp.float64:
-        rows = columns.high * (root * columns.scale[:, None])
+        rows = columns.high * (root[None] * columns.scale[:, None])
         gram = matmul(rows, rows.T) + jnp.diag(jnp.square(size * columns.scale))
         spectrum = jnp.linalg.eigvalsh(gram)
 

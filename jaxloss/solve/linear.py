@@ -201,7 +201,7 @@ def _with_derivatives(
 ) -> _Found:
     x, target, weights, settings, l2 = rows
     slopes, count, term = x.shape[1], len(solution.params), Term(loss, settings)
-    shifted = x - solution.shift
+    shifted = x - solution.shift[None]
     solution = lax.stop_gradient(solution)
 
     def split(params: Array) -> tuple[Array, Array]:

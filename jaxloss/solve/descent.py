@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxloss.solve.design import Design, matmul
+from jaxloss.solve.design import Design, matmul, summed
 from jaxloss.solve.term import Term
 
 __all__ = ["descend", "gradient_share", "graduated", "hessian", "regress"]
@@ -26,14 +26,14 @@ HALVINGS = 30
 
 def hessian(design: Design, bend: Array) -> Array:
     """The Hessian in the coordinates of the basis; coordinates that do not count get 1 on the diagonal."""
-    return matmul(design.columns * bend[None], design.columns.T) + design.penalty + jnp.diag(1.0 * ~design.active)
+    return matmul((design.rows * bend[:, None]).T, design.rows) + design.penalty + jnp.diag(1.0 * ~design.active)
 
 
 def regress(design: Design, target: Array, weights: Array) -> Array:
     """The coordinates of the weighted least-squares fit."""
     matrix = hessian(design, weights)
     jitter = jnp.finfo(matrix.dtype).eps * jnp.max(jnp.diag(matrix)) * jnp.eye(len(matrix), dtype=matrix.dtype)
-    phi = _solve(matrix + jitter, matmul(design.columns, weights * target))
+    phi = _solve(matrix + jitter, summed(weights * target, design.rows))
     return jnp.where(jnp.all(jnp.isfinite(phi)), phi, 0)
 
 
@@ -85,7 +85,7 @@ def descend(term: Term, design: Design, target: Array, weights: Array, phi: Arra
 
     def pulled(phi: Array, eta: Array, scale: Array) -> tuple[Array, Array]:
         pulls = jnp.where(absent, 0, weights * term.slope(eta, target, scale))
-        return pulls, matmul(design.columns, pulls) + design.penalty @ phi
+        return pulls, summed(pulls, design.rows) + design.penalty @ phi
 
     def step(state: _State) -> _State:
         phi, eta, scale = state.phi, state.eta, state.scale
@@ -96,7 +96,7 @@ def descend(term: Term, design: Design, target: Array, weights: Array, phi: Arra
         along = move @ state.gradient
         usable = jnp.all(jnp.isfinite(move)) & (along <= 0)
         move = jnp.where(usable, move, 0)
-        shift = matmul(move, design.columns)
+        shift = matmul(design.rows, move)
         slack = 16 * eps * jnp.abs(state.value)
 
         def too_high(search: tuple[Array, Array, Array]) -> Array:
@@ -113,10 +113,12 @@ def descend(term: Term, design: Design, target: Array, weights: Array, phi: Arra
         moved = usable & (halvings < HALVINGS)
         size = jnp.where(moved, size, 0)
         phi = phi + size * move
-        eta = matmul(phi, design.columns)
+        eta = eta + size * shift
         whole = moved & (size == 1)
         final = scale == 1
         scale = jnp.where(whole, jnp.maximum(0.5 * scale, 1), scale)
+        value = jnp.where(moved, value, state.value)
+        value = lax.cond(final, lambda _: value, lambda _: total(phi, eta, scale), None)
         pulls, gradient = pulled(phi, eta, scale)
         still = moved & (jnp.max(jnp.abs(size * move)) <= 4 * eps * jnp.max(jnp.abs(phi)))
         solved = gradient_share(gradient, pulls) <= 4 * eps
@@ -128,12 +130,12 @@ def descend(term: Term, design: Design, target: Array, weights: Array, phi: Arra
         )
         done = final & ((still & whole) | solved | stuck)
         good = final & (still | solved | (gradient_share(gradient, pulls) <= eps**0.75))
-        return _State(phi, eta, total(phi, eta, scale), pulls, gradient, blend, scale, state.number + 1, done, good)
+        return _State(phi, eta, value, pulls, gradient, blend, scale, state.number + 1, done, good)
 
     def going(state: _State) -> Array:
         return ~state.done & (state.number < STEPS)
 
-    eta, one = matmul(phi, design.columns), jnp.ones((), target.dtype)
+    eta, one = matmul(design.rows, phi), jnp.ones((), target.dtype)
     scale = graduated(term, eta, target, weights, one) if term.residual else one
     blend = jnp.asarray(0 if term.convex else 1, target.dtype)
     pulls, gradient = pulled(phi, eta, scale)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxloss.solve.descent import hessian, regress
-from jaxloss.solve.design import Design, matmul
+from jaxloss.solve.design import Design, matmul, summed
 
 __all__ = ["Bounded", "Dual", "interior_point"]
 
@@ -53,37 +53,37 @@ class _State(NamedTuple):
 
 def interior_point(design: Design, rows: Bounded, tolerance: float) -> Dual:
     """Minimise Σ max y·r + ½φᵀ·penalty·φ until the gap to the dual is `tolerance` of the objective."""
-    columns, dtype = design.columns, rows.target.dtype
+    matrix, dtype = design.rows, rows.target.dtype
     eps, tiny = jnp.finfo(dtype).eps, jnp.finfo(dtype).tiny
     width = rows.high - rows.low
     present = width > 0
     phi = regress(design, rows.target, present.astype(dtype))
-    residual = matmul(phi, columns) - rows.target
+    residual = matmul(matrix, phi) - rows.target
     number = jnp.maximum(jnp.sum(present), 1)
     unit = jnp.maximum(jnp.sum(jnp.where(present, jnp.abs(residual), 0)) / number, tiny)
     weight = jnp.max(width)
     weight = jnp.where(weight > 0, weight, 1)
     # In units of the mean residual and the largest weight; absent rows are rows of zeros.
-    columns = jnp.where(present[None], columns, 0)
+    matrix = jnp.where(present[:, None], matrix, 0)
     target, low, high = jnp.where(present, rows.target / unit, 0), rows.low / weight, rows.high / weight
     low, high = jnp.where(present, low, -0.5), jnp.where(present, high, 0.5)
-    inside = design._replace(columns=columns, penalty=design.penalty * (unit / weight))
+    inside = design._replace(rows=matrix, penalty=design.penalty * (unit / weight))
     tied = jnp.any(inside.penalty != 0)
 
     def objective(phi: Array, residual: Array) -> Array:
         return jnp.sum(jnp.maximum(high * residual, low * residual)) + 0.5 * phi @ inside.penalty @ phi
 
     def gap_of(phi: Array, y: Array) -> Array:
-        residual = matmul(phi, columns) - target
+        residual = matmul(inside.rows, phi) - target
         gap = jnp.sum(jnp.where(residual > 0, residual * (high - y), residual * (low - y)))
-        off = jnp.max(jnp.abs(matmul(columns, y) + inside.penalty @ phi)) * jnp.max(jnp.abs(phi))
+        off = jnp.max(jnp.abs(summed(y, inside.rows) + inside.penalty @ phi)) * jnp.max(jnp.abs(phi))
         return (gap + off) / jnp.maximum(objective(phi, residual), tiny)
 
     def step(state: _State) -> _State:
         phi, y, above, below = state[:4]
         up, down = high - y, y - low
-        wrong = matmul(phi, columns) - target - above + below
-        balance = matmul(columns, y) + inside.penalty @ phi
+        wrong = matmul(inside.rows, phi) - target - above + below
+        balance = summed(y, inside.rows) + inside.penalty @ phi
         give = 1 / (above / up + below / down)
         matrix = hessian(inside, give)
         size = jnp.diag(matrix)
@@ -93,10 +93,10 @@ def interior_point(design: Design, rows: Bounded, tolerance: float) -> Dual:
         def direction(more_up: Array, more_down: Array) -> tuple[Array, ...]:
             """Towards up·above = more_up and down·below = more_down."""
             push = (more_up / up - above) - (more_down / down - below)
-            right = -balance - matmul(columns, (wrong - push) * give)
+            right = -balance - summed((wrong - push) * give, inside.rows)
             half = lax.linalg.triangular_solve(factor, right[:, None], left_side=True, lower=True)
             move = lax.linalg.triangular_solve(factor, half, left_side=True, lower=True, transpose_a=True)[:, 0]
-            turn = (matmul(move, columns) + wrong - push) * give
+            turn = (matmul(inside.rows, move) + wrong - push) * give
             return move, turn, (more_up + above * turn) / up - above, (more_down - below * turn) / down - below
 
         def room(value: Array, change: Array) -> Array:
@@ -130,7 +130,7 @@ def interior_point(design: Design, rows: Bounded, tolerance: float) -> Dual:
         return ~state.done & (state.number < STEPS)
 
     phi = phi / unit
-    residual = matmul(phi, columns) - target
+    residual = matmul(inside.rows, phi) - target
     middle = jnp.where(low * high < 0, 0, 0.5 * (low + high))
     far = jnp.asarray(jnp.inf, dtype)
     start = _State(
@@ -146,7 +146,7 @@ def interior_point(design: Design, rows: Bounded, tolerance: float) -> Dual:
     up, down = high - state.y, state.y - low
     give = jnp.where(present, 1 / (state.above / up + state.below / down), 0)
     vertex = _vertex(inside, target, state.phi, give)
-    least, found = (objective(at, matmul(at, columns) - target) for at in (state.phi, vertex))
+    least, found = (objective(at, matmul(inside.rows, at) - target) for at in (state.phi, vertex))
     phi = jnp.where(found <= least * (1 + 8 * eps), vertex, state.phi)
     gap = jnp.minimum(gap_of(phi, state.y), state.gap)
     return Dual(phi * unit, state.y * weight, give * (weight / unit), gap, state.number)
@@ -154,23 +154,23 @@ def interior_point(design: Design, rows: Bounded, tolerance: float) -> Dual:
 
 def _vertex(design: Design, target: Array, phi: Array, give: Array) -> Array:
     """The solution of as many rows as there are coordinates, chosen by elimination: first those that give way most."""
-    columns, count = design.columns, len(phi)
-    weighted = columns * jnp.sqrt(give)[None]
+    count = len(phi)
+    weighted = design.rows * jnp.sqrt(give)[:, None]
 
     def choose(place: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         left, frame, chosen = state
         row = jnp.argmax(left)
-        vector = weighted[:, row]
+        vector = weighted[row]
         for _ in range(2):  # once more, against rounding
             vector = vector - matmul(frame.T, matmul(frame, vector))
         vector = vector / jnp.maximum(jnp.linalg.norm(vector), jnp.finfo(vector.dtype).tiny)
-        left = (left - jnp.square(matmul(vector, weighted))).at[row].set(-jnp.inf)
+        left = (left - jnp.square(matmul(weighted, vector))).at[row].set(-jnp.inf)
         return left, frame.at[place].set(vector), chosen.at[place].set(row)
 
-    start = (jnp.sum(weighted * weighted, axis=0), jnp.zeros((count, count), phi.dtype), jnp.zeros(count, int))
+    start = (jnp.sum(weighted * weighted, axis=1), jnp.zeros((count, count), phi.dtype), jnp.zeros(count, int))
     chosen = lax.fori_loop(0, count, choose, start)[2]
     matrix = jnp.where(
-        design.active[:, None] & design.active[None], columns[:, chosen].T, jnp.eye(count, dtype=phi.dtype)
+        design.active[:, None] & design.active[None], design.rows[chosen], jnp.eye(count, dtype=phi.dtype)
     )
     right = jnp.where(design.active, target[chosen], 0)
     vertex = jnp.linalg.solve(matrix, right)

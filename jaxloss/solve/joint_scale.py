@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxloss.solve.descent import gradient_share, graduated, hessian
-from jaxloss.solve.design import Design, matmul
+from jaxloss.solve.design import Design, matmul, summed
 from jaxloss.solve.term import Term
 
 __all__ = ["NORMAL_MEDIAN", "descend_with_scale", "median_rows"]
@@ -70,11 +70,11 @@ def descend_with_scale(
     term: Term, design: Design, target: Array, weights: Array, phi: Array
 ) -> tuple[Array, Array, Array, Array]:
     """Coordinates and scale at the joint solution reached from `phi`, the steps taken, and whether it is one."""
-    eps, columns = jnp.finfo(target.dtype).eps, design.columns
+    eps = jnp.finfo(target.dtype).eps
     tiny = jnp.finfo(target.dtype).tiny
 
     def residual_of(phi: Array) -> tuple[Array, tuple[Array, Array]]:
-        residual = matmul(phi, columns) - target
+        residual = matmul(design.rows, phi) - target
         return residual, median_rows(jnp.abs(residual), weights)
 
     def unit_of(residual: Array, rows: tuple[Array, Array], times: Array) -> Array:
@@ -83,16 +83,16 @@ def descend_with_scale(
     def pulled(phi: Array, residual: Array, rows: tuple[Array, Array], times: Array) -> tuple[Array, Array]:
         unit = unit_of(residual, rows, times)
         pulls = weights * term.slope(residual, jnp.zeros_like(residual), unit)
-        return pulls, matmul(columns, pulls) + design.penalty @ phi
+        return pulls, summed(pulls, design.rows) + design.penalty @ phi
 
     def step(state: _State) -> _State:
         residual, zero, unit = state.residual, jnp.zeros_like(target), unit_of(state.residual, state.rows, state.times)
         bend = term.curvature(residual, zero, unit)
         matrix = hessian(design, weights * jnp.where(state.newton, bend, term.majorant(residual, zero, unit)))
         # What a change of the scale does to the gradient, and a change of the coordinates to the scale.
-        by_scale = matmul(columns, state.pulls - weights * bend * residual) / unit
+        by_scale = summed(state.pulls - weights * bend * residual, design.rows) / unit
         by_phi = (
-            sum(jnp.sign(residual[row]) * columns[:, row] for row in state.rows) * (0.5 / NORMAL_MEDIAN) * state.times
+            sum(jnp.sign(residual[row]) * design.rows[row] for row in state.rows) * (0.5 / NORMAL_MEDIAN) * state.times
         )
         matrix = matrix + jnp.where(state.newton, by_scale[:, None] * by_phi[None], 0)
         move = -jnp.linalg.solve(matrix, state.gradient)

@@ -16,7 +16,7 @@ from jaxloss.contract import ABOVE_MINUS_ONE, POSITIVE, loss_name, shown, unboun
 from jaxloss.lift import traits
 from jaxloss.losses.residual import mse
 from jaxloss.solve.descent import descend, regress
-from jaxloss.solve.design import Design, design_of, matmul
+from jaxloss.solve.design import Design, design_of, matmul, summed
 from jaxloss.solve.fit import LinearFit
 from jaxloss.solve.implicit import implicitly
 from jaxloss.solve.interior_point import Bounded, Dual, interior_point
@@ -138,7 +138,7 @@ def _solve_one(loss: Any, intercept: bool, scaled: bool, rows: Rows) -> _Found:
         if kind is Kind.LINEAR:
             bounded = _bounds(term, target, weights)
             copies = len(bounded.target) // len(target)
-            wide = design._replace(columns=jnp.tile(design.columns, (1, copies)))
+            wide = design._replace(rows=jnp.tile(design.rows, (copies, 1)))
             dual = interior_point(wide, bounded, max(2e-11, 16 * float(jnp.finfo(x.dtype).eps)))
             phi, steps, scale, gap = dual.phi, dual.number, one, dual.gap
             good = gap <= max(1e-10, 64 * float(jnp.finfo(x.dtype).eps))
@@ -149,7 +149,9 @@ def _solve_one(loss: Any, intercept: bool, scaled: bool, rows: Rows) -> _Found:
             else:
                 phi, steps, good = descend(term, design, target, weights, phi)
                 scale = one
-        solution = Solution(matmul(design.back, phi), design.back, design.shift, steps, good, design.rank)
+        params = matmul(design.back, phi)
+        constant = params[-1] - matmul(design.shift, params[:-1]) if intercept else jnp.zeros((), x.dtype)
+        solution = Solution(params, constant, design.back, design.shift, steps, good, design.rank)
     return _with_derivatives(loss, intercept, scaled, rows, solution, scale, dual, gap)
 
 
@@ -170,7 +172,7 @@ def _start(term: Term, design: Design, target: Array, weights: Array, kind: Kind
         jitter = np.random.default_rng(0).uniform(size=START_ROWS)
         ticks = jnp.asarray((np.arange(START_ROWS) + jitter) / START_ROWS, target.dtype)
         chosen = jnp.searchsorted(passed, ticks * passed[-1])
-        design = design._replace(columns=design.columns[:, chosen], penalty=0 * design.penalty)
+        design = design._replace(rows=design.rows[chosen], penalty=0 * design.penalty)
         target, weights = target[chosen], weights[chosen]
     bounded = Bounded(target, -weights, weights)
     return interior_point(design._replace(penalty=0 * design.penalty), bounded, 1e-3).phi
@@ -213,7 +215,7 @@ def _with_derivatives(
 
     def gradient(params: Array, pulls: Array) -> Array:
         """In the coordinates in which the problem is well-conditioned; those that do not count move nothing."""
-        whole = matmul(shifted.T, pulls) + l2 * params[:slopes]
+        whole = summed(pulls, shifted) + l2 * params[:slopes]
         whole = jnp.append(whole, jnp.sum(pulls)) if intercept else whole
         return matmul(solution.back.T, whole)
 
@@ -238,14 +240,16 @@ def _with_derivatives(
         return jnp.append(first, unit - scale_of(eta - target, rows_of_median))
 
     change = implicitly(equations, count + scaled, x.dtype)
-    params = solution.params + matmul(solution.back, change[:count])
+    change_of_params = matmul(solution.back, change[:count])
+    params = solution.params + change_of_params
     if scaled:
         scale = scale + change[count]
-    coef, constant = split(params)
+    coef = params[:slopes]
     losses = term.value(predictor(params), target, scale)
     objective = jnp.sum(jnp.where(weights == 0, 0, weights * losses)) + 0.5 * l2 * jnp.sum(coef * coef)
+    constant = solution.constant
     if intercept:
-        constant = constant - matmul(solution.shift, coef)
+        constant = constant + change_of_params[-1] - matmul(solution.shift, change_of_params[:-1])
     good = solution.converged & jnp.isfinite(objective) & (jnp.sum(weights) > 0)
     return _Found(coef, constant, scale, objective, solution.iterations, good, solution.rank, gap)
 

@@ -121,7 +121,8 @@ def descend(term: Term, design: Design, target: Array, weights: Array, phi: Arra
         value = lax.cond(final, lambda _: value, lambda _: total(phi, eta, scale), None)
         pulls, gradient = pulled(phi, eta, scale)
         still = moved & (jnp.max(jnp.abs(size * move)) <= 4 * eps * jnp.max(jnp.abs(phi)))
-        solved = gradient_share(gradient, pulls) <= 4 * eps
+        noise = jnp.sqrt(jnp.sum(jnp.square(jnp.where(absent, 0, weights * bend * eta))))
+        solved = jnp.max(jnp.abs(gradient)) <= 4 * eps * (jnp.sqrt(jnp.sum(pulls * pulls)) + noise)
         stuck = ~moved & (state.blend >= 1)
         blend = jnp.where(
             whole,

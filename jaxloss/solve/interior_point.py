@@ -60,7 +60,9 @@ def interior_point(design: Design, rows: Bounded, tolerance: float) -> Dual:
     phi = regress(design, rows.target, present.astype(dtype))
     residual = matmul(matrix, phi) - rows.target
     number = jnp.maximum(jnp.sum(present), 1)
-    unit = jnp.maximum(jnp.sum(jnp.where(present, jnp.abs(residual), 0)) / number, tiny)
+    sizes = jnp.where(present, jnp.abs(rows.target), 0)
+    unit = jnp.sum(jnp.where(present, jnp.abs(residual), 0)) / number
+    unit = jnp.maximum(jnp.maximum(unit, eps * jnp.max(sizes)), tiny)
     weight = jnp.max(width)
     weight = jnp.where(weight > 0, weight, 1)
     # In units of the mean residual and the largest weight; absent rows are rows of zeros.
@@ -73,11 +75,14 @@ def interior_point(design: Design, rows: Bounded, tolerance: float) -> Dual:
     def objective(phi: Array, residual: Array) -> Array:
         return jnp.sum(jnp.maximum(high * residual, low * residual)) + 0.5 * phi @ inside.penalty @ phi
 
+    # Below this an objective is rounding, and a fit perfect.
+    floor = jnp.maximum(8 * eps / tolerance * jnp.sum((high - low) * jnp.abs(target)), tiny)
+
     def gap_of(phi: Array, y: Array) -> Array:
         residual = matmul(inside.rows, phi) - target
         gap = jnp.sum(jnp.where(residual > 0, residual * (high - y), residual * (low - y)))
         off = jnp.max(jnp.abs(summed(y, inside.rows) + inside.penalty @ phi)) * jnp.max(jnp.abs(phi))
-        return (gap + off) / jnp.maximum(objective(phi, residual), tiny)
+        return (gap + off) / jnp.maximum(objective(phi, residual), floor)
 
     def step(state: _State) -> _State:
         phi, y, above, below = state[:4]

@@ -115,7 +115,7 @@ def descend_with_scale(
         perfect = scale_of(residual, rows) <= 64 * eps * jnp.max(jnp.abs(target) * (weights > 0))
         good = still | solved | (final & (gradient_share(gradient, pulls) <= eps**0.75))
         done = still | solved | perfect
-        return _State(phi, residual, rows, times, newton, pulls, gradient, state.number + 1, done, good & ~perfect)
+        return _State(phi, residual, rows, times, newton, pulls, gradient, state.number + 1, done, good | perfect)
 
     def going(state: _State) -> Array:
         return ~state.done & (state.number < STEPS)
@@ -126,4 +126,4 @@ def descend_with_scale(
     no = jnp.asarray(False)
     start = _State(phi, residual, rows, times, no, *pulled(phi, residual, rows, times), jnp.asarray(0), no, no)
     state = lax.while_loop(going, step, start)
-    return state.phi, scale_of(state.residual, state.rows), state.number, state.good
+    return state.phi, jnp.maximum(scale_of(state.residual, state.rows), tiny), state.number, state.good

@@ -20,7 +20,8 @@ __all__ = ["Kind", "Term", "has_dead_zone", "kind_of", "mean_of"]
 Array = jax.Array
 
 
-PROBES = np.array([-300, -30, -3, -1, -0.3, -0.01, 0.01, 0.3, 1, 3, 30, 300], np.float32)
+_SIDE = np.array([1e-12, 1e-6, 1e-2, 0.3, 1, 3, 30, 300, 1e6], np.float32)
+PROBES = np.concatenate([-_SIDE[::-1], [0], _SIDE]).astype(np.float32)
 
 
 class Kind(enum.Enum):
@@ -113,7 +114,8 @@ def kind_of(loss: Any) -> Kind:
         return Kind.REDESCENDING
     if not bends.any():
         return Kind.LINEAR
-    return Kind.QUADRATIC if np.ptp(bends) <= 1e-6 * bends.max() else Kind.CONVEX
+    square = known.symmetric and not loss.lifted.defaults and np.ptp(bends) <= 1e-6 * bends.max()
+    return Kind.QUADRATIC if square else Kind.CONVEX
 
 
 def _at_probes(function: Any, loss: Any) -> np.ndarray:
@@ -131,4 +133,4 @@ def _at_probes(function: Any, loss: Any) -> np.ndarray:
 @functools.cache
 def has_dead_zone(loss: Any) -> bool:
     """Whether a small residual costs nothing."""
-    return not _at_probes(functools.partial(loss, reduction="none"), loss)[len(PROBES) // 2]
+    return not _at_probes(functools.partial(loss, reduction="none"), loss)[len(PROBES) // 2 + 2]

@@ -123,14 +123,17 @@ def descend(term: Term, design: Design, target: Array, weights: Array, phi: Arra
         still = moved & (jnp.max(jnp.abs(size * move)) <= 4 * eps * jnp.max(jnp.abs(phi)))
         noise = jnp.sqrt(jnp.sum(jnp.square(jnp.where(absent, 0, weights * bend * eta))))
         solved = jnp.max(jnp.abs(gradient)) <= 4 * eps * (jnp.sqrt(jnp.sum(pulls * pulls)) + noise)
+        share, before = gradient_share(gradient, pulls), gradient_share(state.gradient, state.pulls)
+        close = share <= eps**0.75
+        rounding = close & (share > 0.5 * before)  # what is left no longer shrinks
         stuck = ~moved & (state.blend >= 1)
         blend = jnp.where(
             whole,
             jnp.where(state.blend > 0.02, 0.25 * state.blend, 0),
             jnp.minimum(jnp.maximum(4 * state.blend, 0.1), 1),
         )
-        done = final & ((still & whole) | solved | stuck)
-        good = final & (still | solved | (gradient_share(gradient, pulls) <= eps**0.75))
+        done = final & ((still & whole) | solved | rounding | stuck)
+        good = final & (still | solved | close)
         return _State(phi, eta, value, pulls, gradient, blend, scale, state.number + 1, done, good)
 
     def going(state: _State) -> Array:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,19 @@ from jax import lax
 
 from jaxloss.losses.special import sum_of
 
-__all__ = ["Centred", "Design", "Factors", "centred", "design_of", "exactly", "factors_of", "matmul", "summed"]
+__all__ = [
+    "Centred",
+    "Design",
+    "Factors",
+    "centred",
+    "design_of",
+    "exactly",
+    "factors_of",
+    "far_from_dependent",
+    "matmul",
+    "summed",
+    "unless",
+]
 
 Array = jax.Array
 
@@ -77,6 +90,19 @@ def exactly(x: Array, columns: Centred) -> tuple[Centred, Array]:
     return columns._replace(rows=rows), low
 
 
+def far_from_dependent(spectrum: Array) -> Array:
+    """Whether the eigenvalues of a Gram matrix show a condition number below 100: then it loses at most four digits."""
+    return spectrum[0] > 1e-4 * spectrum[-1]
+
+
+def unless(good: Array, found: Any, otherwise: Callable[[], Any]) -> Any:
+    """What was found if it is good, else `otherwise()`.
+
+    A loop of at most one turn: mapped, it is skipped where all are good; `cond` would always compute both.
+    """
+    return lax.while_loop(lambda state: ~state[0], lambda _: (jnp.asarray(True), otherwise()), (good, found))[1]
+
+
 class Factors(NamedTuple):
     """The singular value decomposition of the scaled rows, and of the rows of the ridge under them.
 
@@ -141,18 +167,15 @@ def design_of(x: Array, present: Array, l2: Array, intercept: bool) -> Design:
     scaled = columns.rows * columns.scale[None]
     penalty = jnp.diag(l2 * jnp.square(columns.scale) * (jnp.arange(len(columns.scale)) < slopes))
 
-    def plain(_: None) -> tuple[Array, Array, Array]:
-        return scaled, jnp.diag(columns.scale), jnp.ones(len(columns.scale), bool)
-
-    def orthogonal(_: None) -> tuple[Array, Array, Array]:
+    def orthogonal() -> tuple[Array, Array, Array]:
         factors = factors_of(columns, root, ridge, slopes)
         return factors.rows[: x.shape[0]], factors.back, factors.active
 
     if x.dtype == jnp.float64:
         spectrum = jnp.linalg.eigvalsh(matmul(scaled.T, scaled) + penalty)
-        safe = spectrum[0] > 1e-4 * spectrum[-1]
-        basis, back, active = lax.cond(safe, plain, orthogonal, None)
+        plain = scaled, jnp.diag(columns.scale), jnp.ones(len(columns.scale), bool)
+        basis, back, active = unless(far_from_dependent(spectrum), plain, orthogonal)
     else:
-        basis, back, active = orthogonal(None)
+        basis, back, active = orthogonal()
     penalty = l2 * matmul(back[:slopes].T, back[:slopes])
     return Design(basis, back, columns.shift, penalty, active, jnp.sum(active))

@@ -114,7 +114,8 @@ def descend_with_scale(
         )
         perfect = scale_of(residual, rows) <= 64 * eps * jnp.max(jnp.abs(target) * (weights > 0))
         good = still | solved | (final & (gradient_share(gradient, pulls) <= eps**0.75))
-        done = still | solved | perfect
+        rounding = final & (share <= eps**0.75) & (share > 0.5 * gradient_share(state.gradient, state.pulls))
+        done = still | solved | perfect | rounding
         return _State(phi, residual, rows, times, newton, pulls, gradient, state.number + 1, done, good | perfect)
 
     def going(state: _State) -> Array:

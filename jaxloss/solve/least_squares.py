@@ -15,7 +15,17 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxloss.losses.special import split, sum_of, times
-from jaxloss.solve.design import Centred, Factors, centred, exactly, factors_of, matmul, summed
+from jaxloss.solve.design import (
+    Centred,
+    Factors,
+    centred,
+    exactly,
+    factors_of,
+    far_from_dependent,
+    matmul,
+    summed,
+    unless,
+)
 
 __all__ = ["Solution", "least_squares"]
 
@@ -48,7 +58,7 @@ def least_squares(x: Array, target: Array, weights: Array, l2: Array, intercept:
     columns = centred(x, root, ridge, intercept)
     size = ridge * (jnp.arange(len(columns.scale)) < slopes)  # of the ridge, by column
 
-    def refined(_: None) -> tuple[Array, ...]:
+    def refined() -> tuple[Array, ...]:
         exact, low = exactly(x, columns)
         factors = factors_of(columns, root, ridge, slopes)
         found, sweeps, good = _refine(exact, low, factors, target, root, size)
@@ -71,7 +81,7 @@ def least_squares(x: Array, target: Array, weights: Array, l2: Array, intercept:
         gram = matmul(rows.T, rows) + jnp.diag(jnp.square(size * columns.scale))
         spectrum = jnp.linalg.eigvalsh(gram)
 
-        def cheap(_: None) -> tuple[Array, ...]:
+        def cheap() -> tuple[Array, ...]:
             back = (
                 columns.scale[:, None]
                 * lax.linalg.triangular_solve(
@@ -86,9 +96,9 @@ def least_squares(x: Array, target: Array, weights: Array, l2: Array, intercept:
             constant = _unshifted((params, 0 * params), columns, intercept)
             return params, constant, back, jnp.asarray(1), good, jnp.asarray(len(gram))
 
-        found = lax.cond(spectrum[0] > 1e-4 * spectrum[-1], cheap, refined, None)
+        found = unless(far_from_dependent(spectrum), cheap(), refined)
     else:
-        found = refined(None)
+        found = refined()
     params, constant, back, sweeps, good, rank = found
     return Solution(params, constant, back, columns.shift, sweeps, good, rank)
 

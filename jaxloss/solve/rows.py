@@ -176,7 +176,8 @@ def _look(name: str, x: Any, target: Any, weights: Any, where: Any, l2: Any, dom
 
 def _finite(x: Any) -> bool:
     """Whether every entry is finite; the sum is the quick look, and overflows only where a slow one follows."""
-    return bool(np.isfinite(x.sum()))
+    with jax.ensure_compile_time_eval():
+        return bool(np.isfinite(np.asarray(x.sum())))
 
 
 def by_column(function: Callable, rows: Rows, more: tuple[Any, ...] = (), axes: tuple[int, ...] = ()) -> Any:

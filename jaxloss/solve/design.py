@@ -95,12 +95,15 @@ def far_from_dependent(spectrum: Array) -> Array:
     return spectrum[0] > 1e-4 * spectrum[-1]
 
 
-def unless(good: Array, found: Any, otherwise: Callable[[], Any]) -> Any:
-    """What was found if it is good, else `otherwise()`.
+def unless(good: Array, found: Any, otherwise: Callable[[Array], Any]) -> Any:
+    """What was found if it is good, else `otherwise(bad)`.
 
-    A loop of at most one turn: mapped, it is skipped where all are good; `cond` would always compute both.
+    A loop of at most one turn: mapped, it is skipped where all are good; `cond` would always compute both. For this
+    the work must depend on `bad`, which is True: XLA moves what does not out of a loop.
     """
-    return lax.while_loop(lambda state: ~state[0], lambda _: (jnp.asarray(True), otherwise()), (good, found))[1]
+    return lax.while_loop(
+        lambda state: ~state[0], lambda state: (jnp.asarray(True), otherwise(~state[0])), (good, found)
+    )[1]
 
 
 class Factors(NamedTuple):
@@ -167,8 +170,8 @@ def design_of(x: Array, present: Array, l2: Array, intercept: bool) -> Design:
     scaled = columns.rows * columns.scale[None]
     penalty = jnp.diag(l2 * jnp.square(columns.scale) * (jnp.arange(len(columns.scale)) < slopes))
 
-    def orthogonal() -> tuple[Array, Array, Array]:
-        factors = factors_of(columns, root, ridge, slopes)
+    def orthogonal(bad: Array | bool) -> tuple[Array, Array, Array]:
+        factors = factors_of(columns, root * bad, ridge, slopes)
         return factors.rows[: x.shape[0]], factors.back, factors.active
 
     if x.dtype == jnp.float64:
@@ -176,6 +179,6 @@ def design_of(x: Array, present: Array, l2: Array, intercept: bool) -> Design:
         plain = scaled, jnp.diag(columns.scale), jnp.ones(len(columns.scale), bool)
         basis, back, active = unless(far_from_dependent(spectrum), plain, orthogonal)
     else:
-        basis, back, active = orthogonal()
+        basis, back, active = orthogonal(True)
     penalty = l2 * matmul(back[:slopes].T, back[:slopes])
     return Design(basis, back, columns.shift, penalty, active, jnp.sum(active))

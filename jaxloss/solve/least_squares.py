@@ -58,9 +58,9 @@ def least_squares(x: Array, target: Array, weights: Array, l2: Array, intercept:
     columns = centred(x, root, ridge, intercept)
     size = ridge * (jnp.arange(len(columns.scale)) < slopes)  # of the ridge, by column
 
-    def refined() -> tuple[Array, ...]:
+    def refined(bad: Array | bool) -> tuple[Array, ...]:
         exact, low = exactly(x, columns)
-        factors = factors_of(columns, root, ridge, slopes)
+        factors = factors_of(columns, root * bad, ridge, slopes)
         found, sweeps, good = _refine(exact, low, factors, target, root, size)
         # The part of the parameters that makes no difference to the fit is what `back` leaves out.
         least = matmul(factors.back, factors.values * matmul(factors.right.T, found[0] / columns.scale))
@@ -98,7 +98,7 @@ def least_squares(x: Array, target: Array, weights: Array, l2: Array, intercept:
 
         found = unless(far_from_dependent(spectrum), cheap(), refined)
     else:
-        found = refined()
+        found = refined(True)
     params, constant, back, sweeps, good, rank = found
     return Solution(params, constant, back, columns.shift, sweeps, good, rank)
 

@@ -150,15 +150,26 @@ def interior_point(design: Design, rows: Bounded, tolerance: float) -> Dual:
     state = lax.while_loop(going, step, start)
     up, down = high - state.y, state.y - low
     give = jnp.where(present, 1 / (state.above / up + state.below / down), 0)
-    vertex = _vertex(inside, target, state.phi, give)
+    vertex, chosen, matrix = _vertex(inside, target, state.phi, give)
     least, found = (objective(at, matmul(inside.rows, at) - target) for at in (state.phi, vertex))
-    phi = jnp.where(found <= least * (1 + 8 * eps), vertex, state.phi)
-    gap = jnp.minimum(gap_of(phi, state.y), state.gap)
-    return Dual(phi * unit, state.y * weight, give * (weight / unit), gap, state.number)
+    exact = found <= least * (1 + 8 * eps) + eps * floor
+    phi = jnp.where(exact, vertex, state.phi)
+    # The dual variables of the vertex: at their bounds, but for the rows it meets, which must balance the others.
+    side = jnp.where(matmul(inside.rows, vertex) > target, high, low).at[chosen].set(0)
+    balance = summed(side, inside.rows) + inside.penalty @ vertex
+    met = jnp.linalg.solve(matrix.T, -balance * inside.active)
+    side = side.at[chosen].set(jnp.clip(met, low[chosen], high[chosen]))
+    gap, certified = jnp.minimum(gap_of(phi, state.y), state.gap), gap_of(vertex, side)
+    certain = exact & (certified < gap)
+    y, gap = jnp.where(certain, side, state.y), jnp.where(certain, certified, gap)
+    return Dual(phi * unit, y * weight, give * (weight / unit), gap, state.number)
 
 
-def _vertex(design: Design, target: Array, phi: Array, give: Array) -> Array:
-    """The solution of as many rows as there are coordinates, chosen by elimination: first those that give way most."""
+def _vertex(design: Design, target: Array, phi: Array, give: Array) -> tuple[Array, Array, Array]:
+    """The solution of as many rows as there are coordinates, those rows, and their matrix.
+
+    They are chosen by elimination, first those that give way most.
+    """
     count = len(phi)
     weighted = design.rows * jnp.sqrt(give)[:, None]
 
@@ -180,4 +191,4 @@ def _vertex(design: Design, target: Array, phi: Array, give: Array) -> Array:
     right = jnp.where(design.active, target[chosen], 0)
     vertex = jnp.linalg.solve(matrix, right)
     vertex = vertex + jnp.linalg.solve(matrix, right - matmul(matrix, vertex))
-    return jnp.where(jnp.all(jnp.isfinite(vertex)), vertex, phi)
+    return jnp.where(jnp.all(jnp.isfinite(vertex)), vertex, phi), chosen, matrix

@@ -161,7 +161,7 @@ def _start(term: Term, design: Design, target: Array, weights: Array, kind: Kind
         total = jnp.maximum(jnp.sum(weights), jnp.finfo(weights.dtype).tiny)
         middle = 0.5 * (target + jnp.sum(weights * target) / total)
         positive = traits(term.loss).pred is POSITIVE
-        inside = jnp.finfo(target.dtype).tiny
+        inside = jnp.finfo(target.dtype).eps
         start = jnp.log(jnp.maximum(middle, inside)) if positive else jnp.log1p(jnp.maximum(middle, -0.5))
         return regress(design, start, (weights > 0).astype(target.dtype))
     if kind is Kind.CONVEX:

@@ -41,24 +41,29 @@ class Term(NamedTuple):
 
     @property
     def residual(self) -> bool:
+        """Whether pred and target enter as pred − target."""
         return traits(self.loss).residual
 
     @property
     def convex(self) -> bool:
+        """Whether the curvature is a safe start: of a convex loss, or of one with a link."""
         return traits(self.loss).convex or not self.residual
 
     def value(self, eta: Array, target: Array, scale: Array | float = 1.0) -> Array:
+        """The loss of each row."""
         if self.residual:
             return scale * scale * self._call(self.loss, eta / scale, target / scale, reduction="none")
         return self._call(self.loss, mean_of(self.loss, eta), target, reduction="none")
 
     def slope(self, eta: Array, target: Array, scale: Array | float = 1.0) -> Array:
+        """Its derivative in the linear predictor."""
         if self.residual:
             return scale * self._call(slope(self.loss), eta / scale, target / scale)
         mean, growth, _ = _link(self.loss, eta)
         return self._call(slope(self.loss), mean, target) * growth
 
     def curvature(self, eta: Array, target: Array, scale: Array | float = 1.0) -> Array:
+        """Its second derivative in the linear predictor."""
         if self.residual:
             return self._call(curvature(self.loss), eta / scale, target / scale)
         mean, growth, bend = _link(self.loss, eta)

@@ -146,3 +146,21 @@ def test_noise_compares_distributions(tmp_path):
     assert all(result["claims"].values())
     assert set(result["growing"]) == {"mse", "nll", "β-NLL", "CRPS", "quantiles"}
     assert_complete(tmp_path / "noise", result)
+
+
+def test_robust_line_breaks_convex_losses_first(tmp_path):
+    code, result = run(tmp_path, "robust_line", "--rows", "200", "--steps", "4", "--repeats", "2")
+    assert code == 0
+    assert all(result["claims"].values())
+    assert result["errors"]["mse"][-1] > 1 > 0.5 > result["errors"]["tukey"][-1]
+    assert_complete(tmp_path / "robust_line", result)
+
+
+@pytest.mark.slow
+def test_solvers_agree_with_their_peers(tmp_path):
+    words = ("--rows", "200", "400", "--columns", "3", "--compared", "2000", "--fits", "5", "--repeats", "1")
+    code, result = run(tmp_path, "solvers", *words)
+    assert code == 0
+    assert {"least squares", "huber", "poisson", "quantile", "5 bootstrap fits"} <= set(result["compared"])
+    assert max(abs(result["compared"][name]["excess"]) for name in ("least squares", "huber", "quantile")) < 1e-7
+    assert_complete(tmp_path / "solvers", result)

@@ -92,7 +92,7 @@ def interior_point(design: Design, rows: Bounded, tolerance: float) -> Dual:
         give = 1 / (above / up + below / down)
         matrix = hessian(inside, give)
         size = jnp.diag(matrix)
-        matrix = matrix + jnp.diag(size * (4 * eps))
+        matrix = matrix + jnp.diag(eps * size)
         factor = jnp.linalg.cholesky(matrix)
 
         def direction(more_up: Array, more_down: Array) -> tuple[Array, ...]:
@@ -126,7 +126,7 @@ def interior_point(design: Design, rows: Bounded, tolerance: float) -> Dual:
         new = (phi + primal * move, y + dual * turn, above + primal * rise, below + primal * fall)
         gap = gap_of(new[0], new[1])
         better = jnp.isfinite(gap) & jnp.all(jnp.isfinite(move))
-        worse = better & (state.gap < 1e-6) & (gap > 2 * state.gap)  # rounding has taken over
+        worse = better & (state.gap < 1e-6) & (gap > 100 * state.gap)  # rounding has taken over
         keep = better & ~worse
         phi, y, above, below, gap = jax.tree.map(lambda one, other: jnp.where(keep, one, other), (*new, gap), state[:5])
         return _State(phi, y, above, below, gap, state.number + 1, ~keep | (gap <= tolerance))

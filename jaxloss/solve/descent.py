@@ -90,7 +90,12 @@ def descend(term: Term, design: Design, target: Array, weights: Array, phi: Arra
     def step(state: _State) -> _State:
         phi, eta, scale = state.phi, state.eta, state.scale
         bend = term.curvature(eta, target, scale)
-        bend = bend + state.blend * (term.majorant(eta, target, scale) - bend)
+        bend = lax.cond(
+            state.blend > 0,
+            lambda bend: bend + state.blend * (term.majorant(eta, target, scale) - bend),
+            lambda bend: bend,
+            bend,
+        )
         matrix = hessian(design, jnp.where(absent, 0, weights * bend))
         move = -_solve(matrix, state.gradient)
         along = move @ state.gradient

@@ -332,7 +332,7 @@ def test_single_precision_is_not_the_normal_equations():
 BAD = {
     "NaN in x": (
         lambda x, y: solve_linear(np.where(x == x[3, 1], np.nan, x), y),
-        "x is not finite in 1 rows, the first 3",
+        "x is not finite in 1 rows, first 3",
     ),
     "inf in target": (
         lambda x, y: solve_linear(x, np.where(y == y[5], np.inf, y)),

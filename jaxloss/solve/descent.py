@@ -8,7 +8,7 @@ part of the loss, its scale is first doubled until they do not, and halved with 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -104,11 +104,11 @@ def descend(term: Term, design: Design, target: Array, weights: Array, phi: Arra
         shift = matmul(design.rows, move)
         slack = 16 * eps * jnp.abs(state.value)
 
-        def too_high(search: tuple[Array, Array, Array]) -> Array:
+        def too_high(search: tuple[Any, ...]) -> Array:
             size, value, halvings = search
             return ~(value <= state.value + 1e-4 * size * along + slack) & (halvings < HALVINGS)
 
-        def halve(search: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        def halve(search: tuple[Any, ...]) -> tuple[Any, ...]:
             size, _, halvings = search
             return 0.5 * size, total(phi + 0.5 * size * move, eta + 0.5 * size * shift, scale), halvings + 1
 

@@ -8,7 +8,7 @@ one step of refinement do.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -111,7 +111,7 @@ def _refine(
     slopes = len(factors.rows) - rows
     pairs = columns.rows.T, low.T
 
-    def sweep(state: tuple[Array, ...]) -> tuple[Array, ...]:
+    def sweep(state: tuple[Any, ...]) -> tuple[Any, ...]:
         params, residual, last, _, done, number = state
         upper, lower = residual[:rows], residual[rows:]
         left = _left_over(pairs, target, params, root, upper)
@@ -130,7 +130,7 @@ def _refine(
         params = jax.tree.map(lambda old, new: jnp.where(worse, old, new), params, moved)
         return params, residual, share, jnp.where(worse, last, share), done, number + 1
 
-    def going(state: tuple[Array, ...]) -> Array:
+    def going(state: tuple[Any, ...]) -> Array:
         return ~state[4] & (state[5] < SWEEPS)
 
     big = jnp.asarray(jnp.inf, target.dtype)
@@ -183,14 +183,13 @@ def _gradient(columns: Pair, root: Array, residual: Array) -> Array:
 
     def plus(total: Pair, block: tuple[Array, ...]) -> tuple[Pair, None]:
         high, low, first, second = block
-        return _added(
-            total, _multiplied((high, low), tuple(jnp.broadcast_to(w, high.shape) for w in (first, second)))
-        ), None
+        first, second = (jnp.broadcast_to(part, high.shape) for part in (first, second))
+        return _added(total, _multiplied((high, low), (first, second))), None
 
     zero = jnp.zeros((len(columns[0]), BLOCK), root.dtype)
     parts = tuple(blocks(values) for values in (*columns, *weighted))
     total, _ = lax.scan(plus, (zero, zero), parts)
     while total[0].shape[1] > 1:
-        half = total[0].shape[1] // 2
-        total = _added(*(tuple(part[:, side] for part in total) for side in (slice(None, half), slice(half, None))))
+        (high, low), half = total, total[0].shape[1] // 2
+        total = _added((high[:, :half], low[:, :half]), (high[:, half:], low[:, half:]))
     return (total[0] + total[1])[:, 0]

@@ -221,7 +221,7 @@ def _with_derivatives(
 
     idle = 1.0 * jnp.all(solution.back == 0, axis=0)
     start = predictor(solution.params)
-    rows_of_median = None
+    rows_of_median = (jnp.asarray(0), jnp.asarray(0))
     if scaled:
         rows_of_median = median_rows(jnp.abs(lax.stop_gradient(start - target)), lax.stop_gradient(weights))
         if kind_of(loss) is Kind.QUADRATIC:

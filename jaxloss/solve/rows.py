@@ -149,7 +149,7 @@ def _look(name: str, x: Any, target: Any, weights: Any, where: Any, l2: Any, dom
         wrong &= True if where is None else where.reshape(len(where), -1).any(axis=1)
         if wrong.any():
             raise ValueError(
-                f"{name}: x is not finite in {wrong.sum()} rows, the first {np.argmax(wrong)}: drop them, or pass where="
+                f"{name}: x is not finite in {wrong.sum()} rows, first {np.argmax(wrong)}: drop them, or pass where="
             )
     if is_concrete(target):
         values = np.asarray(target)

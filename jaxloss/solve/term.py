@@ -84,11 +84,11 @@ class Term(NamedTuple):
     def width(self, target: Array) -> Array:
         """Where a piecewise-linear loss leaves 0, by Newton's method from far out, which is exact on a line."""
         zero, eps = jnp.zeros_like(target), jnp.finfo(target.dtype).eps
-        far = zero + 1e-2 / eps
+        far, edge = zero + 1e-2 / eps, zero
         for _ in range(3):
-            edge = far - self.value(far, zero) / self.slope(far, zero)
-            far = 2 * jnp.maximum(edge, 0) + 4 * eps * far
-        return jnp.maximum(edge, 0)
+            edge = jnp.maximum(far - self.value(far, zero) / self.slope(far, zero), 0)
+            far = 2 * edge + 4 * eps * far
+        return edge
 
     def _call(self, function: Any, pred: Array, target: Array, **more: Any) -> Array:
         return function(pred, target, **self.settings, **more)

@@ -183,4 +183,4 @@ def _density(term: Term, residual: Array, weights: Array) -> Array:
     )
     width = jnp.minimum(width, 0.9 * jnp.minimum(level, 1 - level))
     width = spread * (normal.ppf(level + width) - normal.ppf(level - width))
-    return jnp.sum(weights * (high - low) * normal.pdf(residual / width)) / width
+    return jnp.sum(weights * (high - low) * 0.75 * jnp.maximum(1 - jnp.square(residual / width), 0)) / width

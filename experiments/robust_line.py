@@ -7,8 +7,8 @@ Every loss is fitted exactly, by `solve_linear`, to the same rows; those with a 
 (`scale_estimator="mad"`), at the setting that costs 5 % of efficiency on clean data. The error is the largest distance
 from the true line on [−1, 1].
 
-Answer: the redescending losses keep the line: at 45 % bad targets tukey is 0.02 off, welsch, geman_mcclure and
-barron (alpha −1) up to 0.03, cauchy 0.07; on clean data all are 0.012 off. Of the convex ones only mae stays near, 0.14: huber,
+Answer: the redescending losses keep the line: at 45 % bad targets tukey is 0.02 off, welsch, geman_mcclure and barron
+up to 0.03, cauchy 0.07; on clean data all are 0.012 off. Of the convex ones only mae stays near, 0.14: huber,
 pseudo_huber and fair hold to about 25 % (0.1 to 0.3) and are 3.7 to 3.9 off at 45 %, as their scale breaks with them;
 mse is 0.6 off at 5 % already, and 5.1 at 45 %.
 """

@@ -277,3 +277,20 @@ def test_gallery_tells_all_and_goes_on(tmp_path, capsys):
     assert "linear …" not in capsys.readouterr().out
     assert (tmp_path / "gallery" / "linear" / "result.json").stat().st_mtime_ns == first
     assert result["claims"] == {}
+
+
+def test_robust_line_breaks_convex_losses_first(tmp_path):
+    code, result = tiny(tmp_path, "robust_line")
+    assert code == 0
+    assert all(result["claims"].values())
+    assert result["errors"]["mse"][-1] > 1 > 0.5 > result["errors"]["tukey"][-1]
+    assert_complete(tmp_path / "robust_line", result)
+
+
+@pytest.mark.slow
+def test_solvers_agree_with_their_peers(tmp_path):
+    code, result = tiny(tmp_path, "solvers")
+    assert code == 0
+    assert {"least squares", "huber", "poisson", "quantile", "5 bootstrap fits"} <= set(result["compared"])
+    assert max(abs(result["compared"][name]["excess"]) for name in ("least squares", "huber", "quantile")) < 1e-7
+    assert_complete(tmp_path / "solvers", result)

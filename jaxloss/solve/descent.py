@@ -1,0 +1,164 @@
+"""Newton's method on Σwℓ + ½·l2·‖coef‖², with slopes and curvatures derived from the loss, and a descent guaranteed.
+
+The Hessian uses the curvature, blended with the curvature of the parabola that iteratively reweighted least squares
+puts through each row as far as a step has been refused: at one end Newton's step, which on Huber's loss is exact once
+the rows are on their final sides, at the other a step that always descends. Where most rows lie beyond the convex
+part of the loss, its scale is first doubled until they do not, and halved with each good step (graduated convexity).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxloss.solve.design import Design, matmul, summed
+from jaxloss.solve.term import Term
+
+__all__ = ["descend", "gradient_share", "graduated", "hessian", "regress"]
+
+Array = jax.Array
+STEPS = 200
+HALVINGS = 30
+
+
+def hessian(design: Design, bend: Array) -> Array:
+    """The Hessian in the coordinates of the basis; coordinates that do not count get 1 on the diagonal."""
+    return matmul((design.rows * bend[:, None]).T, design.rows) + design.penalty + jnp.diag(1.0 * ~design.active)
+
+
+def regress(design: Design, target: Array, weights: Array) -> Array:
+    """The coordinates of the weighted least-squares fit."""
+    matrix = hessian(design, weights)
+    jitter = jnp.finfo(matrix.dtype).eps * jnp.max(jnp.diag(matrix)) * jnp.eye(len(matrix), dtype=matrix.dtype)
+    phi = _solve(matrix + jitter, summed(weights * target, design.rows))
+    return jnp.where(jnp.all(jnp.isfinite(phi)), phi, 0)
+
+
+def _solve(matrix: Array, right: Array) -> Array:
+    """By Cholesky: NaN unless the matrix is positive definite."""
+    factor = jnp.linalg.cholesky(matrix)
+    half = lax.linalg.triangular_solve(factor, right[:, None], left_side=True, lower=True)
+    return lax.linalg.triangular_solve(factor, half, left_side=True, lower=True, transpose_a=True)[:, 0]
+
+
+def gradient_share(gradient: Array, pulls: Array) -> Array:
+    """The largest entry of the gradient beside the length of what it sums; 0 for a perfect fit."""
+    largest, length = jnp.max(jnp.abs(gradient)), jnp.sqrt(jnp.sum(pulls * pulls))
+    return jnp.where(largest == 0, 0, largest / jnp.where(length == 0, 1, length))
+
+
+def graduated(term: Term, eta: Array, target: Array, weights: Array, unit: Array) -> Array:
+    """How many times the unit the scale must be so that the rows have half the curvature of a perfect fit."""
+    whole = jnp.sum(weights * term.curvature(target, target, unit))
+
+    def flat(times: Array) -> Array:
+        return (jnp.sum(weights * term.curvature(eta, target, times * unit)) < 0.5 * whole) & (times < 2.0**60)
+
+    return lax.while_loop(flat, lambda times: 2 * times, jnp.ones((), eta.dtype))
+
+
+class _State(NamedTuple):
+    phi: Array
+    eta: Array
+    value: Array
+    pulls: Array
+    gradient: Array
+    blend: Array
+    scale: Array
+    number: Array
+    done: Array
+    good: Array
+
+
+def descend(term: Term, design: Design, target: Array, weights: Array, phi: Array) -> tuple[Array, Array, Array]:
+    """The coordinates of the minimum reached from `phi`, the steps taken, and whether it is one."""
+    eps = jnp.finfo(target.dtype).eps
+    absent = weights == 0
+
+    def total(phi: Array, eta: Array, scale: Array) -> Array:
+        return (
+            jnp.sum(jnp.where(absent, 0, weights * term.value(eta, target, scale))) + 0.5 * phi @ design.penalty @ phi
+        )
+
+    def pulled(phi: Array, eta: Array, scale: Array) -> tuple[Array, Array]:
+        pulls = jnp.where(absent, 0, weights * term.slope(eta, target, scale))
+        return pulls, summed(pulls, design.rows) + design.penalty @ phi
+
+    def step(state: _State) -> _State:
+        phi, eta, scale = state.phi, state.eta, state.scale
+        bend = term.curvature(eta, target, scale)
+        bend = lax.cond(
+            state.blend > 0,
+            lambda bend: bend + state.blend * (term.majorant(eta, target, scale) - bend),
+            lambda bend: bend,
+            bend,
+        )
+        matrix = hessian(design, jnp.where(absent, 0, weights * bend))
+        move = -_solve(matrix, state.gradient)
+        along = move @ state.gradient
+        usable = jnp.all(jnp.isfinite(move)) & (along <= 0)
+        move = jnp.where(usable, move, 0)
+        shift = matmul(design.rows, move)
+        slack = 16 * eps * jnp.abs(state.value)
+
+        def too_high(search: tuple[Any, ...]) -> Array:
+            size, value, halvings = search
+            return ~(value <= state.value + 1e-4 * size * along + slack) & (halvings < HALVINGS)
+
+        def halve(search: tuple[Any, ...]) -> tuple[Any, ...]:
+            size, _, halvings = search
+            return 0.5 * size, total(phi + 0.5 * size * move, eta + 0.5 * size * shift, scale), halvings + 1
+
+        one = jnp.ones((), eta.dtype)
+        search = (one, total(phi + move, eta + shift, scale), 0)
+        size, value, halvings = lax.while_loop(too_high, halve, search)
+        moved = usable & (halvings < HALVINGS)
+        size = jnp.where(moved, size, 0)
+        phi = phi + size * move
+        eta = eta + size * shift
+        whole = moved & (size == 1)
+        final = scale == 1
+        scale = jnp.where(whole, jnp.maximum(0.5 * scale, 1), scale)
+        value = jnp.where(moved, value, state.value)
+        value = lax.cond(final, lambda _: value, lambda _: total(phi, eta, scale), None)
+        pulls, gradient = pulled(phi, eta, scale)
+        still = moved & (jnp.max(jnp.abs(size * move)) <= 4 * eps * jnp.max(jnp.abs(phi)))
+        noise = jnp.sqrt(jnp.sum(jnp.square(jnp.where(absent, 0, weights * bend * eta))))
+        solved = jnp.max(jnp.abs(gradient)) <= 4 * eps * (jnp.sqrt(jnp.sum(pulls * pulls)) + noise)
+        share, before = gradient_share(gradient, pulls), gradient_share(state.gradient, state.pulls)
+        close = share <= eps**0.75
+        rounding = close & (share > 0.5 * before)  # what is left no longer shrinks
+        stuck = ~moved & (state.blend >= 1)
+        blend = jnp.where(
+            whole,
+            jnp.where(state.blend > 0.02, 0.25 * state.blend, 0),
+            jnp.minimum(jnp.maximum(4 * state.blend, 0.1), 1),
+        )
+        done = final & ((still & whole) | solved | rounding | stuck)
+        good = final & (still | solved | close)
+        return _State(phi, eta, value, pulls, gradient, blend, scale, state.number + 1, done, good)
+
+    def going(state: _State) -> Array:
+        return ~state.done & (state.number < STEPS)
+
+    eta, one = matmul(design.rows, phi), jnp.ones((), target.dtype)
+    scale = graduated(term, eta, target, weights, one) if term.residual else one
+    blend = jnp.asarray(0 if term.convex else 1, target.dtype)
+    pulls, gradient = pulled(phi, eta, scale)
+    start = _State(
+        phi,
+        eta,
+        total(phi, eta, scale),
+        pulls,
+        gradient,
+        blend,
+        scale,
+        jnp.asarray(0),
+        jnp.asarray(False),
+        jnp.asarray(False),
+    )
+    state = lax.while_loop(going, step, start)
+    return state.phi, state.number, state.good

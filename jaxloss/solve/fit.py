@@ -1,0 +1,186 @@
+"""The result of a linear fit: predictions, standard errors, a summary."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.tree_util import Partial
+
+from jaxloss.contract import ShapeError, loss_name
+from jaxloss.solve.design import centred, factors_of, matmul
+from jaxloss.solve.rows import Rows, by_column, checked, input_of
+from jaxloss.solve.term import Kind, Term, kind_of, mean_of
+
+__all__ = ["LinearFit"]
+
+Array = jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LinearFit:
+    """A linear model: the prediction is x @ coef + intercept, or its exp for a loss of positive predictions.
+
+    coef: (d,), or (d, k) for k targets or settings. intercept: a number, or (k,); 0 if none was fitted. The fields
+    below are numbers, or (k,).
+    scale: the unit of the loss's settings: of the residuals with `scale_estimator`, else 1.
+    objective: Σwℓ + ½·l2·‖coef‖² at the fit. iterations: steps taken.
+    converged: whether this is the minimum, or for a loss that is not convex a minimum, to the digits the type can tell.
+    rank: of the columns and the intercept's; below their number, the coefficients are the least of many (in norm).
+    gap: how far the objective can be above the least possible, relative; for piecewise-linear losses, else 0.
+    loss: the loss with its settings.
+    """
+
+    coef: Array
+    intercept: Array
+    scale: Array
+    objective: Array
+    iterations: Array
+    converged: Array
+    rank: Array
+    gap: Array
+    loss: Partial
+
+    def predict(self, x: Any) -> Array:
+        """The prediction for rows x, (m, d): (m,), or (m, k). For a loss of positive predictions it is the mean.
+
+        >>> from jaxloss.solve import solve_linear
+        >>> fit = solve_linear(jnp.array([[0.0], [1.0], [2.0]]), jnp.array([1.0, 3.0, 5.0]))
+        >>> fit.predict(jnp.array([[10.0]])).round(3).tolist()
+        [21.0]
+        """
+        x = input_of("predict", x)
+        if x.shape[1] != self.coef.shape[0]:
+            raise ShapeError(
+                f"predict: x has {x.shape[1]} columns and the model {self.coef.shape[0]}: x must be (rows, columns)"
+            )
+        eta = matmul(x, self.coef.astype(x.dtype))
+        return mean_of(self.loss.func, eta + self.intercept.astype(x.dtype)[None])
+
+    def covariance(
+        self, x: Any, target: Any, *, weights: Any = None, where: Any = None, intercept: bool = True
+    ) -> Array:
+        """The estimated covariance of (coef, intercept), the intercept last: (p, p), or (k, p, p); from the fit's data.
+
+        For a loss of the residual, with ψ its slope and n rows it is τ²(XᵀWX)⁻¹ with
+        τ² = (Σwψ²/(n − rank)) / (Σwψ′/Σw)² (Huber, Robust Statistics, 1981, eq. 6.5): for mse the residual variance.
+        For a piecewise-linear loss the mean of ψ′ is the jump of ψ times the density of the residuals at it, estimated
+        by a kernel with the bandwidth of Hall and Sheather (1988). With a log link it is φ(XᵀWX)⁻¹ with the expected
+        curvatures in W and φ Pearson's χ²/(n − rank), so that Poisson fits allow for overdispersion.
+        Assumes independent rows, and noise that does not depend on x but through the link; of a fit without ridge.
+
+        >>> from jaxloss.solve import solve_linear
+        >>> x, y = jnp.array([[0.0], [1.0], [2.0], [3.0]]), jnp.array([1.0, 2.0, 2.0, 3.0])
+        >>> solve_linear(x, y).covariance(x, y).diagonal().round(4).tolist()
+        [0.02, 0.07]
+        """
+        rows = checked("covariance", self.loss, x, target, weights, where, 0.0)
+        return _covariance_of_columns(self.loss.func, rows, self.coef, self.intercept, self.scale, bool(intercept))
+
+    def standard_errors(self, x: Any, target: Any, **more: Any) -> Array:
+        """The roots of the diagonal of `covariance`, with its arguments: (p,), or (k, p), the intercept last."""
+        return jnp.sqrt(jnp.diagonal(self.covariance(x, target, **more), axis1=-2, axis2=-1))
+
+    def summary(self, x: Any, target: Any, **more: Any) -> str:
+        """A table of estimates, standard errors and their ratio, to print; arguments as for `covariance`.
+
+        >>> from jaxloss.solve import solve_linear
+        >>> x, y = jnp.array([[0.0], [1.0], [2.0], [3.0]]), jnp.array([1.0, 2.0, 2.0, 3.0])
+        >>> print(solve_linear(x, y).summary(x, y))
+        mse, 4 rows, rank 2: objective 0.2, converged in 1 steps
+                        estimate   std. error        ratio
+        coef[0]              0.6       0.1414        4.243
+        intercept            1.1       0.2646        4.158
+        """
+        errors = np.atleast_2d(np.asarray(self.standard_errors(x, target, **more)))
+        estimates = np.asarray(self.coef).reshape(len(self.coef), -1).T
+        parts = []
+        for number, (coef, error) in enumerate(zip(estimates, errors, strict=True)):
+            own = [float(np.ravel(field)[number]) for field in (self.intercept, self.objective, self.scale)]
+            went = "converged" if np.ravel(self.converged)[number] else "NOT converged"
+            named = f"{loss_name(self.loss)}" + (f", column {number}" if len(estimates) > 1 else "")
+            scaled = f", scale {own[2]:.6g}" if own[2] != 1 else ""
+            rank, steps = (int(np.ravel(field)[number]) for field in (self.rank, self.iterations))
+            lines = [
+                f"{named}, {len(x)} rows, rank {rank}: objective {own[1]:.6g}{scaled}, {went} in {steps} steps",
+                f"{'':12}{'estimate':>12} {'std. error':>12} {'ratio':>12}",
+            ]
+            labels = [f"coef[{place}]" for place in range(len(coef))] + ["intercept"] * (len(error) > len(coef))
+            for label, value, spread in zip(labels, [*coef, own[0]], error, strict=False):
+                lines.append(f"{label:12}{value:12.4g} {spread:12.4g} {value / spread if spread else np.inf:12.4g}")
+            parts.append("\n".join(lines))
+        return "\n\n".join(parts)
+
+    def __str__(self) -> str:
+        if isinstance(self.coef, Tracer):
+            return repr(self)
+        fields = ("coef", "intercept", "scale", "objective", "iterations", "converged", "rank", "gap")
+        lines = [f"{name:11} {np.asarray(getattr(self, name))}" for name in fields]
+        return "\n".join([f"LinearFit by {loss_name(self.loss)}", *lines])
+
+
+@functools.partial(jax.jit, static_argnums=(0, 5))
+def _covariance_of_columns(
+    loss: Any, rows: Rows, coef: Array, intercept: Array, scale: Array, with_intercept: bool
+) -> Array:
+    def one(rows: Rows, coef: Array, intercept: Array, scale: Array) -> Array:
+        return _covariance(loss, rows, coef, intercept, scale, with_intercept)
+
+    return by_column(one, rows, (coef, intercept, scale), (1, 0, 0))
+
+
+def _covariance(loss: Any, rows: Rows, coef: Array, intercept: Array, scale: Array, with_intercept: bool) -> Array:
+    x, target, weights, settings, _ = rows
+    term, present = Term(loss, settings), weights > 0
+    eta = matmul(x, coef) + intercept
+    slopes = jnp.where(present, term.slope(eta, target, scale), 0)
+    root = jnp.sqrt(weights)
+    if not term.residual:
+        expected = jnp.where(present, term.majorant(eta, target), 1)
+        root, spread, bend = jnp.sqrt(weights * expected), slopes * slopes / expected, jnp.ones((), x.dtype)
+    else:
+        spread = slopes * slopes
+        if kind_of(loss) is Kind.LINEAR:
+            bend = _density(term, eta - target, weights)
+        else:
+            bends = jnp.where(present, term.curvature(eta, target, scale), 0)
+            bend = jnp.sum(weights * bends) / jnp.sum(weights)
+    columns = centred(x, root, jnp.zeros((), x.dtype), with_intercept)
+    factors = factors_of(columns, root, jnp.zeros((), x.dtype), x.shape[1])
+    freedom = jnp.sum(present) - jnp.sum(factors.active)
+    variance = jnp.sum(weights * spread) / freedom / (bend * bend)
+    back = factors.back
+    if with_intercept:
+        back = back.at[-1].add(-matmul(columns.shift, back[:-1]))
+    return variance * matmul(back, back.T)
+
+
+def _density(term: Term, residual: Array, weights: Array) -> Array:
+    """The mean curvature of a loss that has none: the jump of its slope, times the density of the residuals there."""
+    weights = weights / jnp.sum(weights)
+    count = jnp.sum(weights > 0)
+    order = jnp.argsort(jnp.where(weights > 0, residual, jnp.inf))
+    ranked, below = residual[order], jnp.cumsum(weights[order])
+    low, high = (ranked[jnp.searchsorted(below, share)] for share in (0.25, 0.75))
+    mean = jnp.sum(weights * residual)
+    spread = jnp.minimum(jnp.sqrt(jnp.sum(weights * jnp.square(residual - mean))), (high - low) / 1.349)
+    zero = jnp.zeros_like(residual)
+    high, low = (
+        term.slope(zero + 1 / jnp.finfo(zero.dtype).eps, zero),
+        term.slope(zero - 1 / jnp.finfo(zero.dtype).eps, zero),
+    )
+    level = jnp.mean(-low / (high - low))
+    normal = jax.scipy.stats.norm
+    point = normal.ppf(level)
+    width = (
+        count ** (-1 / 3) * 1.959964 ** (2 / 3) * (1.5 * normal.pdf(point) ** 2 / (2 * point * point + 1)) ** (1 / 3)
+    )
+    width = jnp.minimum(width, 0.9 * jnp.minimum(level, 1 - level))
+    width = spread * (normal.ppf(level + width) - normal.ppf(level - width))
+    return jnp.sum(weights * (high - low) * 0.75 * jnp.maximum(1 - jnp.square(residual / width), 0)) / width

@@ -1,0 +1,194 @@
+"""Piecewise-linear losses: a primal–dual interior-point method, and from its end a step to the exact vertex.
+
+A row's loss is the largest of y·r over low ≤ y ≤ high, so the dual problem has one bounded variable to a row and one
+equation to a coefficient (Portnoy and Koenker, Stat. Sci. 1997); each step solves one weighted least-squares problem,
+with Mehrotra's corrector. At the solution as many rows as coefficients are met exactly: these rows, found by
+elimination among those whose dual variables lie inside their bounds, give the solution to the last digit.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxloss.solve.descent import hessian, regress
+from jaxloss.solve.design import Design, matmul, summed
+
+__all__ = ["Bounded", "Dual", "interior_point"]
+
+Array = jax.Array
+STEPS = 80
+
+
+class Bounded(NamedTuple):
+    """Rows with loss max over low ≤ y ≤ high of y·(prediction − target)."""
+
+    target: Array
+    low: Array
+    high: Array
+
+
+class Dual(NamedTuple):
+    """How it ended: coordinates, the dual variables, how far each gives way to its residual, and the relative gap."""
+
+    phi: Array
+    y: Array
+    give: Array
+    gap: Array
+    number: Array
+
+
+class _State(NamedTuple):
+    phi: Array
+    y: Array
+    above: Array  # the parts of the residual, above and below 0, each held positive
+    below: Array
+    gap: Array
+    number: Array
+    done: Array
+
+
+def interior_point(design: Design, rows: Bounded, tolerance: float) -> Dual:
+    """Minimise Σ max y·r + ½φᵀ·penalty·φ until the gap to the dual is `tolerance` of the objective."""
+    matrix, dtype = design.rows, rows.target.dtype
+    eps, tiny = jnp.finfo(dtype).eps, jnp.finfo(dtype).tiny
+    width = rows.high - rows.low
+    present = width > 0
+    phi = regress(design, rows.target, present.astype(dtype))
+    residual = matmul(matrix, phi) - rows.target
+    number = jnp.maximum(jnp.sum(present), 1)
+    sizes = jnp.where(present, jnp.abs(rows.target), 0)
+    unit = jnp.sum(jnp.where(present, jnp.abs(residual), 0)) / number
+    unit = jnp.maximum(jnp.maximum(unit, eps * jnp.max(sizes)), tiny)
+    weight = jnp.max(width)
+    weight = jnp.where(weight > 0, weight, 1)
+    # In units of the mean residual and the largest weight; absent rows are rows of zeros.
+    matrix = jnp.where(present[:, None], matrix, 0)
+    target, low, high = jnp.where(present, rows.target / unit, 0), rows.low / weight, rows.high / weight
+    low, high = jnp.where(present, low, -0.5), jnp.where(present, high, 0.5)
+    inside = design._replace(rows=matrix, penalty=design.penalty * (unit / weight))
+    tied = jnp.any(inside.penalty != 0)
+
+    def objective(phi: Array, residual: Array) -> Array:
+        return jnp.sum(jnp.maximum(high * residual, low * residual)) + 0.5 * phi @ inside.penalty @ phi
+
+    # Below this an objective is rounding, and a fit perfect.
+    floor = jnp.maximum(8 * eps / tolerance * jnp.sum((high - low) * jnp.abs(target)), tiny)
+
+    def gap_of(phi: Array, y: Array) -> Array:
+        residual = matmul(inside.rows, phi) - target
+        gap = jnp.sum(jnp.where(residual > 0, residual * (high - y), residual * (low - y)))
+        off = jnp.max(jnp.abs(summed(y, inside.rows) + inside.penalty @ phi)) * jnp.max(jnp.abs(phi))
+        return (gap + off) / jnp.maximum(objective(phi, residual), floor)
+
+    def step(state: _State) -> _State:
+        phi, y, above, below = state[:4]
+        up, down = high - y, y - low
+        wrong = matmul(inside.rows, phi) - target - above + below
+        balance = summed(y, inside.rows) + inside.penalty @ phi
+        give = 1 / (above / up + below / down)
+        matrix = hessian(inside, give)
+        size = jnp.diag(matrix)
+        matrix = matrix + jnp.diag(eps * size)
+        factor = jnp.linalg.cholesky(matrix)
+
+        def direction(more_up: Array, more_down: Array) -> tuple[Array, ...]:
+            """Towards up·above = more_up and down·below = more_down."""
+            push = (more_up / up - above) - (more_down / down - below)
+            right = -balance - summed((wrong - push) * give, inside.rows)
+            half = lax.linalg.triangular_solve(factor, right[:, None], left_side=True, lower=True)
+            move = lax.linalg.triangular_solve(factor, half, left_side=True, lower=True, transpose_a=True)[:, 0]
+            turn = (matmul(inside.rows, move) + wrong - push) * give
+            return move, turn, (more_up + above * turn) / up - above, (more_down - below * turn) / down - below
+
+        def room(value: Array, change: Array) -> Array:
+            return jnp.min(jnp.where(change < 0, -value / jnp.where(change < 0, change, 1), jnp.inf))
+
+        def sizes(turn: Array, rise: Array, fall: Array) -> tuple[Array, Array]:
+            primal = jnp.minimum(room(above, rise), room(below, fall))
+            dual = jnp.minimum(room(up, -turn), room(down, turn))
+            both = jnp.minimum(primal, dual)
+            return jnp.where(tied, both, primal), jnp.where(tied, both, dual)
+
+        mean = (jnp.sum(up * above) + jnp.sum(down * below)) / (2 * len(y))
+        zero = jnp.zeros_like(y)
+        _, turn, rise, fall = direction(zero, zero)
+        primal, dual = (jnp.minimum(1, room) for room in sizes(turn, rise, fall))
+        after = jnp.sum((up - dual * turn) * (above + primal * rise)) + jnp.sum(
+            (down + dual * turn) * (below + primal * fall)
+        )
+        centre = mean * (after / (2 * len(y) * mean)) ** 3
+        move, turn, rise, fall = direction(centre + turn * rise, centre - turn * fall)
+        primal, dual = (jnp.minimum(1, 0.9995 * room) for room in sizes(turn, rise, fall))
+        new = (phi + primal * move, y + dual * turn, above + primal * rise, below + primal * fall)
+        gap = gap_of(new[0], new[1])
+        better = jnp.isfinite(gap) & jnp.all(jnp.isfinite(move))
+        worse = better & (state.gap < 1e-6) & (gap > 100 * state.gap)  # rounding has taken over
+        keep = better & ~worse
+        phi, y, above, below, gap = jax.tree.map(lambda one, other: jnp.where(keep, one, other), (*new, gap), state[:5])
+        return _State(phi, y, above, below, gap, state.number + 1, ~keep | (gap <= tolerance))
+
+    def going(state: _State) -> Array:
+        return ~state.done & (state.number < STEPS)
+
+    phi = phi / unit
+    residual = matmul(inside.rows, phi) - target
+    middle = jnp.where(low * high < 0, 0, 0.5 * (low + high))
+    far = jnp.asarray(jnp.inf, dtype)
+    start = _State(
+        phi,
+        middle,
+        jnp.maximum(residual, 0) + 0.1,
+        jnp.maximum(-residual, 0) + 0.1,
+        far,
+        jnp.asarray(0),
+        jnp.asarray(False),
+    )
+    state = lax.while_loop(going, step, start)
+    up, down = high - state.y, state.y - low
+    give = jnp.where(present, 1 / (state.above / up + state.below / down), 0)
+    vertex, chosen, matrix = _vertex(inside, target, state.phi, give)
+    least, found = (objective(at, matmul(inside.rows, at) - target) for at in (state.phi, vertex))
+    exact = found <= least * (1 + 8 * eps) + eps * floor
+    phi = jnp.where(exact, vertex, state.phi)
+    # The dual variables of the vertex: at their bounds, but for the rows it meets, which must balance the others.
+    side = jnp.where(matmul(inside.rows, vertex) > target, high, low).at[chosen].set(0)
+    balance = summed(side, inside.rows) + inside.penalty @ vertex
+    met = jnp.linalg.solve(matrix.T, -balance * inside.active)
+    side = side.at[chosen].set(jnp.clip(met, low[chosen], high[chosen]))
+    gap, certified = jnp.minimum(gap_of(phi, state.y), state.gap), gap_of(vertex, side)
+    certain = exact & (certified < gap)
+    y, gap = jnp.where(certain, side, state.y), jnp.where(certain, certified, gap)
+    return Dual(phi * unit, y * weight, give * (weight / unit), gap, state.number)
+
+
+def _vertex(design: Design, target: Array, phi: Array, give: Array) -> tuple[Array, Array, Array]:
+    """The solution of as many rows as there are coordinates, those rows, and their matrix.
+
+    They are chosen by elimination, first those that give way most.
+    """
+    count = len(phi)
+    weighted = design.rows * jnp.sqrt(give)[:, None]
+
+    def choose(place: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        left, frame, chosen = state
+        row = jnp.argmax(left)
+        vector = weighted[row]
+        for _ in range(2):  # once more, against rounding
+            vector = vector - matmul(frame.T, matmul(frame, vector))
+        vector = vector / jnp.maximum(jnp.linalg.norm(vector), jnp.finfo(vector.dtype).tiny)
+        left = (left - jnp.square(matmul(weighted, vector))).at[row].set(-jnp.inf)
+        return left, frame.at[place].set(vector), chosen.at[place].set(row)
+
+    start = (jnp.sum(weighted * weighted, axis=1), jnp.zeros((count, count), phi.dtype), jnp.zeros(count, int))
+    chosen = lax.fori_loop(0, count, choose, start)[2]
+    matrix = jnp.where(
+        design.active[:, None] & design.active[None], design.rows[chosen], jnp.eye(count, dtype=phi.dtype)
+    )
+    right = jnp.where(design.active, target[chosen], 0)
+    vertex = jnp.linalg.solve(matrix, right)
+    vertex = vertex + jnp.linalg.solve(matrix, right - matmul(matrix, vertex))
+    return jnp.where(jnp.all(jnp.isfinite(vertex)), vertex, phi), chosen, matrix

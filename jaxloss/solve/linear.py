@@ -1,0 +1,265 @@
+"""Linear models under any loss, minimised exactly."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.tree_util import Partial
+
+from jaxloss.contract import ABOVE_MINUS_ONE, POSITIVE, loss_name, shown, unbound
+from jaxloss.lift import traits
+from jaxloss.losses.residual import mse
+from jaxloss.solve.descent import descend, regress
+from jaxloss.solve.design import Design, design_of, matmul, summed
+from jaxloss.solve.fit import LinearFit
+from jaxloss.solve.implicit import implicitly
+from jaxloss.solve.interior_point import Bounded, Dual, interior_point
+from jaxloss.solve.joint_scale import descend_with_scale, median_rows, scale_of
+from jaxloss.solve.least_squares import Solution, least_squares
+from jaxloss.solve.rows import Rows, by_column, checked, is_concrete
+from jaxloss.solve.term import Kind, Term, has_dead_zone, kind_of
+
+__all__ = ["solve_linear"]
+
+Array = jax.Array
+START_ROWS = 4000
+"""As many rows as the start of a redescending loss looks at: least absolute deviations of a sample is start enough."""
+
+
+def solve_linear(
+    x: Any,
+    target: Any,
+    loss: Any = mse,
+    *,
+    weights: Any = None,
+    where: Any = None,
+    l2: Any = 0.0,
+    intercept: bool = True,
+    scale_estimator: str | None = None,
+) -> LinearFit:
+    """Minimise Σwℓ(x·coef + intercept, target) + ½·l2·‖coef‖² over coef and intercept; exactly.
+
+    x: (n, d), floating. target: (n,), or (n, k) for k outputs. loss: made by `pointwise`, with its settings bound by
+    `Partial`; a setting may be a number, one for each output, or (n, 1). A vector of settings with one target fits
+    each: `Partial(quantile, level=jnp.array([0.1, 0.5, 0.9]))`.
+    weights ≥ 0, where: scalars, or of the target's rank with each axis equal or 1. l2 ≥ 0: a number, or one for each
+    output; the intercept is free of it.
+    scale_estimator: "mad" estimates the scale s = median|r|/0.674489750196 of the residuals with the coefficients, and
+    the settings are in units of it: huber's δ = 1.345 is 1.345 s. Each ℓ is then s²·ℓ(r/s).
+
+    How it is minimised follows from the traits and the curvature of the loss, so that one of your own is served too:
+    squares by QR with refinement; convex and smooth ones by Newton's method; piecewise-linear ones (mae, quantile,
+    epsilon_insensitive) by an interior-point method and a step to the vertex; the rest from a start by least
+    absolute deviations, through losses that are less and less convex, to a nearby minimum. A loss of positive
+    predictions (the deviances) has a log link: the mean is exp(x·coef + intercept).
+
+    All is in x's type, float32 or float64: what float64 can certify needs `jax.enable_x64(True)`. It can be jitted,
+    mapped and differentiated in x, target, weights, l2 and settings (by the implicit function theorem). Bad host values
+    raise `ValueError` in one line; what cannot be seen, or goes wrong later, is in `converged` and `rank`, and calls
+    outside `jit` warn.
+
+    >>> from jax.tree_util import Partial
+    >>> from jaxloss import huber
+    >>> from jaxloss.solve import solve_linear
+    >>> x, y = jnp.arange(6.0)[:, None], jnp.array([1.0, 3.0, 5.0, 7.0, 9.0, 99.0])
+    >>> fit = solve_linear(x, y, Partial(huber, delta=0.1))
+    >>> fit.coef.round(2).tolist(), bool(fit.converged)
+    ([2.03], True)
+    """
+    function, _ = unbound(loss)
+    name = f"solve_linear({loss_name(loss)})"
+    rows = checked(name, loss, x, target, weights, where, l2)
+    known = traits(function)
+    if not known.residual and known.pred is not POSITIVE and known.pred is not ABOVE_MINUS_ONE:
+        raise TypeError(f"{name}: needs a loss of pred − target, or one of positive predictions, which get a log link")
+    if scale_estimator not in (None, "mad"):
+        raise ValueError(f"{name}: unknown scale_estimator {shown(scale_estimator)}; None or 'mad'")
+    if scale_estimator and (not known.residual or kind_of(function) is Kind.LINEAR):
+        raise ValueError(f"{name}: scale_estimator is for smooth losses of pred − target; leave it out")
+    found = _solve(function, bool(intercept), scale_estimator is not None, rows)
+    fit = LinearFit(**found._asdict(), loss=Partial(function, **rows.settings))
+    if is_concrete(fit):
+        _warn(name, fit, rows.x.shape[1] + bool(intercept))
+    return fit
+
+
+def _warn(name: str, fit: LinearFit, full: int) -> None:
+    rank = int(np.min(np.asarray(fit.rank)))
+    if rank < full:
+        warnings.warn(
+            f"{name}: rank {rank} of {full}: columns depend on each other; of all solutions this has the least ‖coef‖",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    if not np.all(np.asarray(fit.converged)):
+        warnings.warn(
+            f"{name}: did not converge in {int(np.max(np.asarray(fit.iterations)))} steps; see .converged",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+
+class _Found(NamedTuple):
+    """The fields of `LinearFit` that are computed."""
+
+    coef: Array
+    intercept: Array
+    scale: Array
+    objective: Array
+    iterations: Array
+    converged: Array
+    rank: Array
+    gap: Array
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _solve(loss: Any, intercept: bool, scaled: bool, rows: Rows) -> _Found:
+    found = by_column(functools.partial(_solve_one, loss, intercept, scaled), rows)
+    return found._replace(coef=found.coef.T)
+
+
+def _solve_one(loss: Any, intercept: bool, scaled: bool, rows: Rows) -> _Found:
+    """Solve for constants; then give the solution its derivatives."""
+    kind, fixed = kind_of(loss), lax.stop_gradient(rows)
+    x, target, weights, settings, l2 = fixed
+    one, gap = jnp.ones((), x.dtype), jnp.zeros((), x.dtype)
+    term, dual = Term(loss, settings), None
+    if kind is Kind.QUADRATIC:
+        bend = term.curvature(jnp.zeros_like(target), jnp.zeros_like(target))
+        solution, scale = least_squares(x, target, weights * bend, l2, intercept), one
+    else:
+        design = design_of(x, weights > 0, l2, intercept)
+        if kind is Kind.LINEAR:
+            bounded = _bounds(term, target, weights)
+            copies = len(bounded.target) // len(target)
+            wide = design._replace(rows=jnp.tile(design.rows, (copies, 1)))
+            dual = interior_point(wide, bounded, max(2e-11, 16 * float(jnp.finfo(x.dtype).eps)))
+            phi, steps, scale, gap = dual.phi, dual.number, one, dual.gap
+            good = gap <= max(1e-10, 64 * float(jnp.finfo(x.dtype).eps))
+        else:
+            phi = _start(term, design, target, weights, kind)
+            if scaled:
+                phi, scale, steps, good = descend_with_scale(term, design, target, weights, phi)
+            else:
+                phi, steps, good = descend(term, design, target, weights, phi)
+                scale = one
+        params = matmul(design.back, phi)
+        constant = params[-1] - matmul(design.shift, params[:-1]) if intercept else jnp.zeros((), x.dtype)
+        solution = Solution(params, constant, design.back, design.shift, steps, good, design.rank)
+    return _with_derivatives(loss, intercept, scaled, rows, solution, scale, dual, gap)
+
+
+def _start(term: Term, design: Design, target: Array, weights: Array, kind: Kind) -> Array:
+    """Coordinates to start from."""
+    if not term.residual:  # the logarithm of means halfway between each target and that of all
+        total = jnp.maximum(jnp.sum(weights), jnp.finfo(weights.dtype).tiny)
+        middle = 0.5 * (target + jnp.sum(weights * target) / total)
+        positive = traits(term.loss).pred is POSITIVE
+        inside = jnp.finfo(target.dtype).eps
+        start = jnp.log(jnp.maximum(middle, inside)) if positive else jnp.log1p(jnp.maximum(middle, -0.5))
+        return regress(design, start, (weights > 0).astype(target.dtype))
+    if kind is Kind.CONVEX:
+        return regress(design, target, weights)
+    if len(target) > START_ROWS:
+        # One row from each stretch of equal weight, at random: rows may come in any order.
+        passed = jnp.cumsum((weights > 0).astype(target.dtype))
+        jitter = np.random.default_rng(0).uniform(size=START_ROWS)
+        ticks = jnp.asarray((np.arange(START_ROWS) + jitter) / START_ROWS, target.dtype)
+        chosen = jnp.searchsorted(passed, ticks * passed[-1])
+        design = design._replace(rows=design.rows[chosen], penalty=0 * design.penalty)
+        target, weights = target[chosen], weights[chosen]
+    bounded = Bounded(target, -weights, weights)
+    return interior_point(design._replace(penalty=0 * design.penalty), bounded, 1e-3).phi
+
+
+def _bounds(term: Term, target: Array, weights: Array) -> Bounded:
+    """The loss as the largest of y·r over bounds of y: a kink at 0, or one at either end of a dead zone."""
+    zero = jnp.zeros_like(target)
+    far = zero + 1 / jnp.finfo(target.dtype).eps
+    up, down = weights * term.slope(far, zero), -weights * term.slope(-far, zero)
+    if not has_dead_zone(term.loss):
+        return Bounded(target, -down, up)
+    edge = term.width(target)
+    return Bounded(
+        jnp.concatenate([target + edge, target - edge]), jnp.concatenate([zero, -down]), jnp.concatenate([up, zero])
+    )
+
+
+def _with_derivatives(
+    loss: Any,
+    intercept: bool,
+    scaled: bool,
+    rows: Rows,
+    solution: Solution,
+    scale: Array,
+    dual: Dual | None,
+    gap: Array,
+) -> _Found:
+    x, target, weights, settings, l2 = rows
+    slopes, count, term = x.shape[1], len(solution.params), Term(loss, settings)
+    shifted = x - solution.shift[None]
+    solution = lax.stop_gradient(solution)
+
+    def split(params: Array) -> tuple[Array, Array]:
+        return params[:slopes], params[slopes] if intercept else jnp.zeros((), x.dtype)
+
+    def predictor(params: Array) -> Array:
+        coef, constant = split(params)
+        return matmul(shifted, coef) + constant
+
+    def gradient(params: Array, pulls: Array) -> Array:
+        """In the coordinates in which the problem is well-conditioned; those that do not count move nothing."""
+        whole = summed(pulls, shifted) + l2 * params[:slopes]
+        whole = jnp.append(whole, jnp.sum(pulls)) if intercept else whole
+        return matmul(solution.back.T, whole)
+
+    idle = 1.0 * jnp.all(solution.back == 0, axis=0)
+    start = predictor(solution.params)
+    rows_of_median = (jnp.asarray(0), jnp.asarray(0))
+    if scaled:
+        rows_of_median = median_rows(jnp.abs(lax.stop_gradient(start - target)), lax.stop_gradient(weights))
+        if kind_of(loss) is Kind.QUADRATIC:
+            scale = lax.stop_gradient(scale_of(start - target, rows_of_median))
+
+    def equations(change: Array) -> Array:
+        moved = change[:count]
+        params = solution.params + matmul(solution.back, moved)
+        eta = predictor(params)
+        if dual is not None:
+            return gradient(params, _pulls_of_dual(term, eta, target, weights, dual)) + idle * moved
+        if not scaled:
+            return gradient(params, weights * term.slope(eta, target)) + idle * moved
+        unit = scale + change[count]
+        first = gradient(params, weights * term.slope(eta, target, unit)) + idle * moved
+        return jnp.append(first, unit - scale_of(eta - target, rows_of_median))
+
+    change = implicitly(equations, count + scaled, x.dtype)
+    change_of_params = matmul(solution.back, change[:count])
+    params = solution.params + change_of_params
+    if scaled:
+        scale = scale + change[count]
+    coef = params[:slopes]
+    losses = term.value(predictor(params), target, scale)
+    objective = jnp.sum(jnp.where(weights == 0, 0, weights * losses)) + 0.5 * l2 * jnp.sum(coef * coef)
+    constant = solution.constant
+    if intercept:
+        constant = constant + change_of_params[-1] - matmul(solution.shift, change_of_params[:-1])
+    good = solution.converged & jnp.isfinite(objective) & (jnp.sum(weights) > 0)
+    return _Found(coef, constant, scale, objective, solution.iterations, good, solution.rank, gap)
+
+
+def _pulls_of_dual(term: Term, eta: Array, target: Array, weights: Array, dual: Dual) -> Array:
+    """The dual variable of each row, which gives way to the residual where it lies inside its bounds."""
+    bounded = _bounds(term, target, weights)
+    copies = len(bounded.target) // len(target)
+    residual = jnp.tile(eta, copies) - bounded.target
+    y, near = lax.stop_gradient((dual.y, 1e-7 * (bounded.high - bounded.low)))
+    y = jnp.where(y >= bounded.high - near, bounded.high, jnp.where(y <= bounded.low + near, bounded.low, y))
+    pulls = y + lax.stop_gradient(dual.give) * (residual - lax.stop_gradient(residual))
+    return jnp.sum(pulls.reshape(copies, -1), axis=0)

@@ -152,3 +152,40 @@ class Sales(NamedTuple):
     price: np.ndarray
     mean: np.ndarray
     median: np.ndarray
+
+
+class Recorder(NamedTuple):
+    """Waves, and what two recorders of the same wave make of them; in units of the wave, periods in samples."""
+
+    periods: tuple[float, float]
+    """The range of the periods of a wave's three sines, log-uniform."""
+    noise: float
+    """Standard deviation of the normal noise."""
+    share: float
+    """Part of the samples with an impulse."""
+    size: float
+    """Impulses are size·(1 + Exp(1)) high."""
+    signs: tuple[int, ...]
+    """Which way they go, each as often: (−1, 1), or (1,)."""
+
+    def record(self, waves: int, samples: int, seed: int) -> Recordings:
+        """wave = Σ amplitude·sin(2πt/period + phase) over three, amplitudes uniform on [0.4, 1], phases on [0, 2π]."""
+        rng = np.random.default_rng(seed)
+        period = np.exp(rng.uniform(*np.log(self.periods), (waves, 3, 1)))
+        phase, amplitude = rng.uniform(0, 2 * np.pi, period.shape), rng.uniform(0.4, 1, period.shape)
+        clean = (amplitude * np.sin(2 * np.pi * np.arange(samples) / period + phase)).sum(1)
+
+        def recording() -> np.ndarray:
+            impulses = self.size * (1 + rng.exponential(size=clean.shape)) * rng.choice(self.signs, clean.shape)
+            hit = rng.random(clean.shape) < self.share
+            return clean + self.noise * rng.normal(size=clean.shape) + np.where(hit, impulses, 0)
+
+        return Recordings(clean, recording(), recording())
+
+
+class Recordings(NamedTuple):
+    """Waves as they are and as two recorders heard them, each with noise and impulses of its own: (waves, samples)."""
+
+    clean: np.ndarray
+    first: np.ndarray
+    second: np.ndarray

@@ -216,7 +216,7 @@ def _draw(folder: Path, plate: data.Radiometer, rows: Rows, models: dict[str, Ca
     left.set(
         xlabel="temperature of the plate, K",
         ylabel="net flux, kW/m²",
-        title="outside the data (gray), each its own way",
+        title="outside the data (gray) networks go astray",
     )
     left.legend(frameon=False, loc="upper left")
     lags = np.arange(1, LAGS + 1)
@@ -231,5 +231,5 @@ def _draw(folder: Path, plate: data.Radiometer, rows: Rows, models: dict[str, Ca
         ylabel="autocorrelation",
         title="inside: the network leaves white noise",
     )
-    right.legend(frameon=False)
+    right.legend(facecolor="white", framealpha=1, edgecolor="none", loc="center right")
     figure.savefig(folder / "figure.png", dpi=140)

@@ -147,10 +147,12 @@ def as_settings(config: Any) -> dict[str, Any]:
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Print a table; numbers with four significant digits, to the right."""
     table = Table()
+    shown = [[f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
     for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number == 0 else "right")
-    for row in rows:
-        table.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row))
+        words = " ".join([column, *(row[number] for row in shown)]).split()
+        table.add_column(column, justify="left" if number == 0 else "right", min_width=max(map(len, words)))
+    for row in shown:
+        table.add_row(*row)
     console = Console(highlight=False)
     console.print(title)
     console.print(table)
@@ -182,16 +184,12 @@ def fit_seeds(
     optimizer: a function of the learning rate, which decays to 0 over the run along a cosine.
     """
     seeds, steps = len(starts), epochs * -(-rows[0].shape[1] // batch_size)
-
-    def decaying(learning_rate: Any) -> optax.GradientTransformation:
-        return optimizer(lambda step: learning_rate * 0.5 * (1 + jnp.cos(jnp.pi * step / steps)))
-
     found = fit_many(
         apply,
         jax.tree.map(lambda *leaves: jnp.stack(leaves * len(rates)), *starts),
         data,
         loss=loss,
-        optimizer=decaying,
+        optimizer=_decaying(optimizer, steps),
         optimizer_settings={"learning_rate": np.repeat(np.float32(rates), seeds)},
         seeds=np.tile(np.arange(seeds), len(rates)),
         rows=np.tile(rows[0], (len(rates), 1)),
@@ -200,9 +198,21 @@ def fit_seeds(
         batch_size=batch_size,
     )
     lowest = np.nanmin(found.history["validation_loss"], axis=1).reshape(len(rates), seeds)
-    best = int(np.argmin(lowest.mean(1)))
+    best = int(np.argmin(np.nan_to_num(lowest.mean(1), nan=np.inf)))
     params = jax.tree.map(lambda leaf: leaf[best * seeds : (best + 1) * seeds], found.params)
     return Sweep(params, float(rates[best]), lowest)
+
+
+@functools.cache
+def _decaying(optimizer: Callable, steps: int) -> Callable:
+    """The same function each time, so that a second sweep of the same shapes compiles nothing."""
+    return lambda learning_rate: optimizer(lambda step: learning_rate * 0.5 * (1 + jnp.cos(jnp.pi * step / steps)))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def predict_seeds(apply: Callable, params: Any, x: Any) -> jax.Array:
+    """The predictions of every seed's parameters for its own rows."""
+    return jax.vmap(apply)(params, x)
 
 
 class Estimate(NamedTuple):
@@ -217,11 +227,11 @@ class Estimate(NamedTuple):
         return cls(float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values))))
 
     def __str__(self) -> str:
-        """The mean to the error's second digit."""
-        if not self.error > 0:
+        """Both to the error's first digit."""
+        if not 0 < self.error < np.inf:
             return f"{self.mean:.4g}"
-        places = max(0, 1 - int(np.floor(np.log10(self.error))))
-        return f"{self.mean:,.{places}f} ± {self.error:.{places}f}"
+        places = max(0, -int(np.floor(np.log10(self.error))))
+        return f"{self.mean:,.{places}f}±{self.error:.{places}f}"
 
     @property
     def beyond_chance(self) -> bool:
@@ -241,3 +251,8 @@ def print_claims(claims: dict[str, bool]) -> None:
     """One line a claim."""
     for claim, holds in claims.items():
         print(f"{'yes' if holds else 'NO '}  {claim}")
+
+
+def print_rates(rates: dict[str, float]) -> None:
+    """The learning rate chosen for each loss."""
+    print("learning rates: " + ", ".join(f"{name} {rate:g}" for name, rate in rates.items()))

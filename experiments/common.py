@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxloss
-from jaxloss.train import Batch, TrainState, make_step
+from jaxloss.train import Batch, TrainState, fit_many, make_step
 
 matplotlib.rcParams.update(
     {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3, "font.size": 10}
@@ -185,10 +185,12 @@ def as_settings(config: Any) -> dict[str, Any]:
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Print a table; numbers with four significant digits, to the right."""
     table = Table()
+    shown = [[f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
     for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number == 0 else "right")
-    for row in rows:
-        table.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row))
+        words = " ".join([column, *(row[number] for row in shown)]).split()
+        table.add_column(column, justify="left" if number == 0 else "right", min_width=max(map(len, words)))
+    for row in shown:
+        table.add_row(*row)
     console = Console(highlight=False)
     console.print(title)
     console.print(table)
@@ -198,3 +200,97 @@ def figure(columns: int, *, height: float = 3.6) -> tuple[Figure, Any]:
     """A figure with a row of axes, without pyplot's global state."""
     canvas = Figure(figsize=(4.6 * columns, height), layout="constrained")
     return canvas, canvas.subplots(1, columns, squeeze=False)[0]
+
+
+class Sweep(NamedTuple):
+    """What `fit_seeds` found."""
+
+    params: Any
+    """Of every seed at the chosen rate, along the first axis of the leaves."""
+    rate: float
+    validation: np.ndarray
+    """The best validation loss of every fit, of shape (rates, seeds)."""
+
+
+def fit_seeds(
+    apply: Callable, starts: Sequence[Any], data: Any, rows: Sequence[np.ndarray], *, loss: Callable,
+    rates: Sequence[float], epochs: int, batch_size: int, optimizer: Callable = optax.adam,
+) -> Sweep:  # fmt: skip
+    """Fit from every start at every learning rate, in one program; the rate with the lowest mean validation loss.
+
+    starts: parameters, one tree a seed. rows: the training and the validation rows of each seed, of shape (seeds, n).
+    optimizer: a function of the learning rate, which decays to 0 over the run along a cosine.
+    """
+    seeds, steps = len(starts), epochs * -(-rows[0].shape[1] // batch_size)
+    found = fit_many(
+        apply,
+        jax.tree.map(lambda *leaves: jnp.stack(leaves * len(rates)), *starts),
+        data,
+        loss=loss,
+        optimizer=_decaying(optimizer, steps),
+        optimizer_settings={"learning_rate": np.repeat(np.float32(rates), seeds)},
+        seeds=np.tile(np.arange(seeds), len(rates)),
+        rows=np.tile(rows[0], (len(rates), 1)),
+        validation_rows=np.tile(rows[1], (len(rates), 1)),
+        epochs=epochs,
+        batch_size=batch_size,
+    )
+    lowest = np.nanmin(found.history["validation_loss"], axis=1).reshape(len(rates), seeds)
+    best = int(np.argmin(np.nan_to_num(lowest.mean(1), nan=np.inf)))
+    params = jax.tree.map(lambda leaf: leaf[best * seeds : (best + 1) * seeds], found.params)
+    return Sweep(params, float(rates[best]), lowest)
+
+
+@functools.cache
+def _decaying(optimizer: Callable, steps: int) -> Callable:
+    """The same function each time, so that a second sweep of the same shapes compiles nothing."""
+    return lambda learning_rate: optimizer(lambda step: learning_rate * 0.5 * (1 + jnp.cos(jnp.pi * step / steps)))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def predict_seeds(apply: Callable, params: Any, x: Any) -> jax.Array:
+    """The predictions of every seed's parameters for its own rows."""
+    return jax.vmap(apply)(params, x)
+
+
+class Estimate(NamedTuple):
+    """A mean over seeds and its standard error."""
+
+    mean: float
+    error: float
+
+    @classmethod
+    def of(cls, values: Sequence[float] | np.ndarray) -> Estimate:
+        values = np.asarray(values, np.float64)
+        return cls(float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values))))
+
+    def __str__(self) -> str:
+        """Both to the error's first digit."""
+        if not 0 < self.error < np.inf:
+            return f"{self.mean:.4g}"
+        places = max(0, -int(np.floor(np.log10(self.error))))
+        return f"{self.mean:,.{places}f}±{self.error:.{places}f}"
+
+    @property
+    def beyond_chance(self) -> bool:
+        """Above zero by more than two standard errors."""
+        return self.mean > 2 * self.error
+
+
+def need_positive(config: Any, *names: str) -> None:
+    """Refuse settings that are not positive, or lists that are empty or hold one that is not."""
+    for name in names:
+        value = np.asarray(getattr(config, name))
+        if value.size == 0 or not (value > 0).all():
+            raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be positive")
+
+
+def print_claims(claims: dict[str, bool]) -> None:
+    """One line a claim."""
+    for claim, holds in claims.items():
+        print(f"{'yes' if holds else 'NO '}  {claim}")
+
+
+def print_rates(rates: dict[str, float]) -> None:
+    """The learning rate chosen for each loss."""
+    print("learning rates: " + ", ".join(f"{name} {rate:g}" for name, rate in rates.items()))

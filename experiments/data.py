@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import gammaincinv
 from sklearn.datasets import load_diabetes
 
 from jaxloss import Standardizer
@@ -80,3 +81,111 @@ def least_squares(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Coefficients, the intercept last, that minimise the squared error; in float64."""
     design = np.column_stack([x, np.ones(len(x))]).astype(np.float64)
     return np.linalg.lstsq(design, y.astype(np.float64), rcond=None)[0]
+
+
+STEFAN_BOLTZMANN = 5.670374419e-8
+"""W/(m² K⁴)."""
+
+
+class Radiometer(NamedTuple):
+    """A plate before a radiometer, and how it is measured; temperatures in K, fluxes in W/m²."""
+
+    plate: tuple[float, float]
+    """The range of the plate's temperature T, uniform."""
+    surroundings: tuple[float, float]
+    """The range of that of its surroundings T₀, uniform."""
+    emissivity: float
+    noise: float
+    """Standard deviation of the sensor's normal noise, the same everywhere."""
+
+    def flux(self, x: np.ndarray) -> np.ndarray:
+        """The net flux εσ(T⁴ − T₀⁴) of rows (T, T₀), of shape (rows, 1)."""
+        return self.emissivity * STEFAN_BOLTZMANN * (x[:, :1] ** 4 - x[:, 1:] ** 4)
+
+    def measure(self, rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Temperatures (T, T₀), exactly known, and the flux as the sensor reads it."""
+        rng = np.random.default_rng(seed)
+        x = np.column_stack([rng.uniform(*ends, rows) for ends in (self.plate, self.surroundings)])
+        return x, self.flux(x) + self.noise * rng.normal(size=(rows, 1))
+
+
+class Market(NamedTuple):
+    """How flats are priced: what a flat is worth on average, and how far a sale is from that."""
+
+    worth: float
+    """Of a new flat of 70 m² in the centre, in dollars."""
+    area: float
+    """Power of the area that the price grows with."""
+    distance: float
+    """Fall of the log price per kilometre from the centre."""
+    noise: str
+    """"lognormal": sales are exp(spread·N(0, 1) − spread²/2) of the worth; "gamma": Gamma of mean 1, sd spread."""
+    spread: float
+
+    def sell(self, rows: int, seed: int) -> Sales:
+        """Flats of random area (log-normal, median 70 m²), distance, age, floor and quality, and their sales.
+
+        log worth = log(worth) + area·log(m²/70) − distance·km + 0.3·sin(age/20) − 0.004·age + 0.02·floor + 0.3·quality
+        """
+        rng = np.random.default_rng(seed)
+        area = 70 * np.exp(0.5 * rng.normal(size=rows))
+        km = 4 * rng.gamma(2, size=rows)
+        age, floor, quality = rng.uniform(0, 100, rows), rng.integers(0, 12, rows), rng.normal(size=rows)
+        log_worth = np.log(self.worth) + self.area * np.log(area / 70) - self.distance * km
+        log_worth += 0.3 * np.sin(age / 20) - 0.004 * age + 0.02 * floor + 0.3 * quality
+        if self.noise == "lognormal":
+            factor = np.exp(self.spread * rng.normal(size=rows) - self.spread**2 / 2)
+            median = np.exp(-(self.spread**2) / 2)
+        else:
+            shape = self.spread**-2
+            factor, median = rng.gamma(shape, 1 / shape, rows), gammaincinv(shape, 0.5) / shape
+        worth = np.exp(log_worth)[:, None]
+        x = np.column_stack([np.log(area), km, age, floor, quality])
+        return Sales(x, worth * factor[:, None], worth, worth * median)
+
+
+class Sales(NamedTuple):
+    """Flats and their prices in dollars, with the mean and median that the price of such a flat has."""
+
+    x: np.ndarray
+    """log m², kilometres from the centre, age in years, floor, quality; of shape (rows, 5)."""
+    price: np.ndarray
+    mean: np.ndarray
+    median: np.ndarray
+
+
+class Recorder(NamedTuple):
+    """Waves, and what two recorders of the same wave make of them; in units of the wave, periods in samples."""
+
+    periods: tuple[float, float]
+    """The range of the periods of a wave's three sines, log-uniform."""
+    noise: float
+    """Standard deviation of the normal noise."""
+    share: float
+    """Part of the samples with an impulse."""
+    size: float
+    """Impulses are size·(1 + Exp(1)) high."""
+    signs: tuple[int, ...]
+    """Which way they go, each as often: (−1, 1), or (1,)."""
+
+    def record(self, waves: int, samples: int, seed: int) -> Recordings:
+        """wave = Σ amplitude·sin(2πt/period + phase) over three, amplitudes uniform on [0.4, 1], phases on [0, 2π]."""
+        rng = np.random.default_rng(seed)
+        period = np.exp(rng.uniform(*np.log(self.periods), (waves, 3, 1)))
+        phase, amplitude = rng.uniform(0, 2 * np.pi, period.shape), rng.uniform(0.4, 1, period.shape)
+        clean = (amplitude * np.sin(2 * np.pi * np.arange(samples) / period + phase)).sum(1)
+
+        def recording() -> np.ndarray:
+            impulses = self.size * (1 + rng.exponential(size=clean.shape)) * rng.choice(self.signs, clean.shape)
+            hit = rng.random(clean.shape) < self.share
+            return clean + self.noise * rng.normal(size=clean.shape) + np.where(hit, impulses, 0)
+
+        return Recordings(clean, recording(), recording())
+
+
+class Recordings(NamedTuple):
+    """Waves as they are and as two recorders heard them, each with noise and impulses of its own: (waves, samples)."""
+
+    clean: np.ndarray
+    first: np.ndarray
+    second: np.ndarray

@@ -8,9 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
 
+from experiments import common, data, physics
 from experiments.__main__ import main, names
+from jaxloss import mse, train
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -294,3 +299,136 @@ def test_solvers_agree_with_their_peers(tmp_path):
     assert {"least squares", "huber", "poisson", "quantile", "5 bootstrap fits"} <= set(result["compared"])
     assert max(abs(result["compared"][name]["excess"]) for name in ("least squares", "huber", "quantile")) < 1e-7
     assert_complete(tmp_path / "solvers", result)
+
+
+def tiny(name):
+    """The words by which an experiment is run with its own TINY."""
+    module = importlib.import_module(f"experiments.{name}")
+    settings = {f"--{key.replace('_', '-')}": value for key, value in module.TINY.items()}
+    return [
+        str(word)
+        for flag, value in settings.items()
+        for word in (flag, *(value if isinstance(value, tuple) else [value]))
+    ]
+
+
+def assert_claims(folder, name):
+    code, result = run(folder, name, *tiny(name))
+    assert result["claims"]
+    assert [claim for claim, holds in result["claims"].items() if not holds] == []
+    assert code == 0
+    assert_complete(folder / name, result)
+    return result
+
+
+@pytest.mark.slow
+def test_price_on_the_logarithm_and_by_gamma_deviance(tmp_path):
+    result = assert_claims(tmp_path, "price")
+    for market in result["markets"].values():
+        error = {way: one["relative"][0] for way, one in market.items()}
+        assert error["log mse"] < error["gamma"] < error["mse"]
+        assert market["log mse"]["mae"][0] < market["mse"]["mae"][0]
+        assert market["log mse"]["total"][0] < -10 < -5 < market["log, smeared"]["total"][0]
+
+
+@pytest.mark.slow
+def test_physics_has_the_noise_for_a_floor(tmp_path):
+    result = assert_claims(tmp_path, "physics")
+    for plate in result["plates"].values():
+        assert abs(plate["mse"]["validation"][0] - 1) < 0.02
+        assert plate["line"]["validation"][0] > 1.4
+        assert plate["mse"]["off"] > 0.5
+
+
+@pytest.mark.slow
+def test_signal_lives_with_impulses(tmp_path):
+    result = assert_claims(tmp_path, "signal")
+    for name in ("upwards", "second"):
+        gain = {way: one["gain"][0] for way, one in result["settings"][name].items()}
+        assert min(gain[way] for way in ("huber", "log_cosh", "mae")) > gain["mse"] + 2
+
+
+NONE_OF_IT = ("price --rows", "price --dollar-rates", "physics --epochs", "physics --hidden", "signal --waves")
+
+
+@pytest.mark.parametrize("words", NONE_OF_IT)
+def test_sizes_of_zero_are_one_line(words, tmp_path):
+    name, setting = words.split()
+    with pytest.raises(SystemExit, match=rf"^{name}: {setting} .*must be positive$"):
+        main([name, setting, "0", "--out", str(tmp_path / "run")])
+
+
+@pytest.mark.parametrize("name", ["price", "physics", "signal"])
+def test_one_seed_has_no_standard_error(name, tmp_path):
+    with pytest.raises(SystemExit, match=rf"^{name}: --seeds 1 .*two seeds[^\n]*$"):
+        main([name, "--seeds", "1", "--out", str(tmp_path / "run")])
+
+
+def test_radiometer_follows_the_law():
+    plate = data.Radiometer(plate=(300, 500), surroundings=(270, 320), emissivity=0.5, noise=7)
+    assert plate.flux(np.array([[500.0, 300.0]])).item() == pytest.approx(0.5 * 5.670374e-8 * (6.25e10 - 8.1e9))
+    x, y = plate.measure(20_000, seed=0)
+    assert (y - plate.flux(x)).std() == pytest.approx(7, rel=0.03)
+    assert x.min(0).round() == pytest.approx([300, 270])
+    assert x.max(0).round() == pytest.approx([500, 320])
+
+
+@pytest.mark.parametrize("noise", ["lognormal", "gamma"])
+def test_sales_have_the_mean_and_median_that_are_told(noise):
+    market = data.Market(worth=1e5, area=1.0, distance=0.1, noise=noise, spread=0.5)
+    sales = market.sell(40_000, seed=0)
+    assert (sales.price / sales.mean).mean() == pytest.approx(1, abs=0.01)
+    assert (sales.price < sales.median).mean() == pytest.approx(0.5, abs=0.01)
+    spread = np.log(sales.price / sales.mean).std() if noise == "lognormal" else (sales.price / sales.mean).std()
+    assert spread == pytest.approx(0.5, rel=0.02)
+
+
+@pytest.mark.parametrize(("signs", "mean"), [((1,), 1), ((-1, 1), 0)])
+def test_recordings_differ_by_noise_and_impulses(signs, mean):
+    waves = data.Recorder(periods=(20, 40), noise=0.1, share=0.1, size=2.0, signs=signs).record(200, 200, seed=0)
+    errors = [recording - waves.clean for recording in (waves.first, waves.second)]
+    for error in errors:
+        hit = np.abs(error) > 1
+        assert hit.mean() == pytest.approx(0.1, rel=0.05)
+        assert error[hit].mean() == pytest.approx(4 * mean, abs=0.2)
+        assert error[~hit].std() == pytest.approx(0.1, rel=0.02)
+    assert abs(np.corrcoef(errors[0].ravel(), errors[1].ravel())[0, 1]) < 0.02
+
+
+def test_autocorrelation_is_that_of_statsmodels():
+    tools = pytest.importorskip("statsmodels.tsa.stattools")
+    residual = np.random.default_rng(0).normal(size=300).cumsum()
+    np.testing.assert_allclose(physics.autocorrelation(residual), tools.acf(residual, nlags=10)[1:], 1e-9)
+
+
+def test_estimate():
+    estimate = common.Estimate.of([1.0, 2.0, 3.0, 4.0])
+    assert estimate.mean == 2.5
+    assert estimate.error == pytest.approx(np.sqrt(5 / 3) / 2)
+    assert str(estimate) == "2.5±0.6"
+    assert str(common.Estimate(12345.6, 78.0)) == "12,346±78"
+    assert str(common.Estimate(1.0, 0.0)) == "1"
+    assert estimate.beyond_chance
+    assert not common.Estimate(1.0, 0.6).beyond_chance
+
+
+def test_fit_seeds_takes_the_rate_of_the_lowest_validation_loss():
+    """And trains each seed as `fit` would, on its own rows."""
+    x, y = data.noisy_line(60, 0.1, seed=0)
+    rows = np.arange(60).reshape(2, 30)
+    starts = [{"slope": jnp.float32(seed), "intercept": jnp.float32(0)} for seed in range(2)]
+
+    def line(params, x):
+        return params["slope"] * x + params["intercept"]
+
+    shared = {"loss": mse, "epochs": 10, "batch_size": 20}
+    found = common.fit_seeds(line, starts, (x, y), (rows[:, :20], rows[:, 20:]), rates=(1e-4, 0.2), **shared)
+    assert found.rate == pytest.approx(0.2)
+    assert found.validation.shape == (2, 2)
+    assert (found.validation[1] < found.validation[0]).all()
+    for seed in range(2):
+        learned, held_out = ((x[part], y[part]) for part in np.split(rows[seed], [20]))
+        optimizer = optax.adam(optax.cosine_decay_schedule(0.2, 10))
+        alone = train.fit(line, starts[seed], learned, validation=held_out, optimizer=optimizer, seed=seed, **shared)
+        for name, value in alone.params.items():
+            assert float(found.params[name][seed]) == pytest.approx(float(value), rel=1e-3)

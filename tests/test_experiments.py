@@ -301,19 +301,8 @@ def test_solvers_agree_with_their_peers(tmp_path):
     assert_complete(tmp_path / "solvers", result)
 
 
-def tiny(name):
-    """The words by which an experiment is run with its own TINY."""
-    module = importlib.import_module(f"experiments.{name}")
-    settings = {f"--{key.replace('_', '-')}": value for key, value in module.TINY.items()}
-    return [
-        str(word)
-        for flag, value in settings.items()
-        for word in (flag, *(value if isinstance(value, tuple) else [value]))
-    ]
-
-
 def assert_claims(folder, name):
-    code, result = run(folder, name, *tiny(name))
+    code, result = tiny(folder, name)
     assert result["claims"]
     assert [claim for claim, holds in result["claims"].items() if not holds] == []
     assert code == 0

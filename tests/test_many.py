@@ -52,14 +52,15 @@ def test_members_with_their_own_seeds_settings_and_rates():
 
 @pytest.mark.parametrize("batch_size", [None, 8])
 def test_rows_of_their_own(batch_size):
+    """The shortest has two batches less in an epoch: it then takes no steps, which Adam would notice."""
     start = starts()
     x, target = data()
     rows = np.full((MEMBERS, 30), -1)
     held = np.full((MEMBERS, 20), -1)
-    for number, size in enumerate((30, 25, 17)):
+    for number, size in enumerate((30, 25, 11)):
         order = RANDOM.permutation(ROWS)
-        rows[number, :size], held[number, : 37 - size] = order[:size], order[size:37]
-    shared = {"loss": mse, "optimizer": optax.sgd(0.1), "epochs": 5}
+        rows[number, :size], held[number, : 31 - size] = order[:size], order[size:31]
+    shared = {"loss": mse, "optimizer": optax.adam(0.1), "epochs": 5}
     result = fit_many(
         linear, start, (x, target), rows=rows, validation_rows=held, batch_size=batch_size, seeds=[0, 0, 0], **shared
     )
@@ -122,7 +123,7 @@ def test_members_over_devices_are_the_same():
         from test_many import data, linear, starts
         from jaxloss import mse
         from jaxloss.train import fit_many, sources
-        mesh = jax.make_mesh((2,), ("member",), axis_types=(jax.sharding.AxisType.Auto,))
+        mesh = jax.make_mesh((2,), ("member",))
         settings = {"loss": mse, "optimizer": optax.adam(0.05), "epochs": 9, "batch_size": 16,
                     "validation": data(seed=2), "patience": 3}
         start = starts()

@@ -37,7 +37,7 @@ SETUP = textwrap.dedent("""
 """)
 
 DEVICES = textwrap.dedent("""
-    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    mesh = jax.make_mesh((4,), ("data",))
     alone = losses()
     padded = Batch(*(np.concatenate([leaf, leaf[:1]]) for leaf in batch))
     padded.where[-1] = False

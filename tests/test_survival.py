@@ -106,6 +106,28 @@ class StoppedInTheSecondPass(list):
             yield batch
 
 
+def test_a_run_with_skipped_updates_goes_on_to_the_same_bytes(tmp_path):
+    x, target = data(rows=300)
+    target[5] = 3e38
+    settings = {"loss": mse, "optimizer": OPTIMIZER, "batch_size": 3, "epochs": 4}
+    with pytest.warns(UserWarning, match="4 updates"):
+        whole = fit(linear, start(), (x, target), **settings)
+    with pytest.raises(Interrupted):
+        fit(linear, start(), (x, target), run_dir=tmp_path, callbacks=[stop_after(1)], **settings)
+    with pytest.warns(UserWarning, match="4 updates"):
+        result = fit(linear, start(), (x, target), run_dir=tmp_path, resume=True, **settings)
+    equal((result.params, result.history, result.state.opt_state), (whole.params, whole.history, whole.state.opt_state))
+
+
+def test_more_patience_goes_on_and_numpy_numbers_are_numbers(tmp_path):
+    settings = SETTINGS | {"optimizer": optax.sgd(0.9), "run_dir": tmp_path, "epochs": 60, "seed": np.int64(3)}
+    short = fit(linear, start(), data(), patience=2, **settings)
+    assert len(short.history["loss"]) < 60
+    longer = fit(linear, start(), data(), patience=9, resume=True, **settings)
+    fresh = fit(linear, start(), data(), patience=9, **(settings | {"run_dir": None}))
+    equal((longer.params, longer.history), (fresh.params, fresh.history))
+
+
 def test_another_run_is_refused_with_what_differs(tmp_path):
     fit(linear, start(), data(), epochs=2, run_dir=tmp_path, **SETTINGS)
     with pytest.raises(ValueError, match="resume=True"):
@@ -158,6 +180,13 @@ def test_fingerprints_tell_functions_apart():
     schedules = [optax.adam(optax.cosine_decay_schedule(0.1, steps)) for steps in (10, 20)]
     assert fingerprint(schedules[0]) != fingerprint(schedules[1])
     json.dumps(fingerprint(schedules[0]))
+    key, table = jax.random.key(0), np.arange(20) * 1j
+
+    def again(x):
+        return again(x) + later + (key, table)
+
+    assert json.dumps(fingerprint(again))
+    later = 1
 
 
 RUN = textwrap.dedent("""

@@ -11,6 +11,7 @@ import pytest
 from support import run_python
 from test_fit import FEATURES, OPTIMIZER, ROWS, data, linear, start
 
+import jaxloss
 from jaxloss import barron_nll, loss_sum, mse
 from jaxloss.train import Batch, NonFiniteError, TrainState, fit, make_step, penalized, supervised
 from jaxloss.train.data import epoch_orders
@@ -219,8 +220,79 @@ def test_one_row_is_enough():
     assert np.isfinite(fit(linear, start(), (x, target), loss=mse, optimizer=SGD, epochs=2).history["loss"]).all()
 
 
+def test_skipped_updates_are_counted_in_their_epoch():
+    """In an epoch longer than the block that is run again with a guard."""
+    x, target = data(rows=300)
+    target[7] = 3e38
+    with pytest.warns(UserWarning, match="2 updates"):
+        result = fit(linear, start(), (x, target), loss=mse, optimizer=OPTIMIZER, epochs=2, batch_size=1)
+    assert result.history["skipped"].tolist() == [1, 1]
+
+
+def test_an_average_in_half_precision_does_not_stall():
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), start())
+    settings = {"loss": mse, "optimizer": optax.sgd(0.05), "epochs": 1000, "average": 0.99}
+    result = fit(linear, params, data(), **settings)
+    assert result.params["weight"].dtype == jnp.bfloat16
+    last = np.asarray(result.state.params["weight"], np.float32)
+    np.testing.assert_allclose(np.asarray(result.params["weight"], np.float32), last, rtol=0.02)
+
+
+def test_a_list_serves_epochs_of_any_number_of_batches():
+    rows = batches(np.arange(ROWS), 10)
+    settings = {"loss": mse, "optimizer": OPTIMIZER}
+    by_sevens = fit(linear, start(), rows, epochs=5, epoch_steps=7, **settings)
+    same(by_sevens.params, fit(linear, start(), rows, epochs=7, **settings).params, 1e-6)
+
+
+def test_a_masked_row_may_be_nan_under_a_model_that_has_no_value_at_zero():
+    x, target = data()
+    x = np.exp(x)
+    x[3] = np.nan
+    where = np.arange(ROWS) != 3
+    result = fit(
+        lambda params, x: linear(params, jnp.log(x)), start(), Batch(x, target, where=where), loss=mse,
+        optimizer=OPTIMIZER, epochs=3,
+    )  # fmt: skip
+    assert np.isfinite(result.history["loss"]).all()
+    assert result.history["skipped"].sum() == 0
+
+
+def test_what_float32_cannot_hold_is_not_finite():
+    x, target = data()
+    with pytest.raises(ValueError, match="rows 2"):
+        fit(
+            linear,
+            start(),
+            (np.where(np.arange(ROWS)[:, None] == 2, 1e200, x.astype(float)), target),
+            loss=mse,
+            optimizer=SGD,
+            epochs=1,
+        )
+    weights = np.where(np.arange(ROWS) == 4, np.inf, 1.0)
+    with pytest.raises(ValueError, match="rows 4"):
+        fit(linear, start(), Batch(x, target, weights), loss=mse, optimizer=SGD, epochs=1)
+
+
+def test_numbers_of_any_size_and_kind():
+    settings = {"loss": mse, "optimizer": SGD}
+    limits = {"patience": 2**40, "validation": data(), "max_skipped": 2**40}
+    fit(linear, start(), data(), epochs=2, seed=2**40 + 1, **limits, **settings)
+    lines = []
+    fit(
+        linear,
+        start(),
+        data(),
+        epochs=2,
+        callbacks=[lambda epoch, state, line: lines.append(epoch) or epoch],
+        **settings,
+    )
+    assert lines == [1, 2], "a number is not True"
+
+
 X, TARGET = data()
 REFUSED = {
+    "weights of a batch": ({"data": Batch(X, TARGET, np.ones(10)), "batch_size": 10}, jaxloss.ShapeError, "50 rows"),
     "a pass that is over": ({"data": iter([(X, TARGET)]), "epochs": 2}, ValueError, "one pass"),
     "a stream of nothing": ({"data": []}, ValueError, "no batch"),
     "a larger batch": ({"data": [(X[:9], TARGET[:9]), (X, TARGET)]}, ValueError, "50 rows, more than the 9"),

@@ -10,11 +10,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jaxloss.contract import ShapeError
 from jaxloss.train.state import Batch
 
-__all__ = ["Layout", "as_batch", "assemble", "count_rows", "epoch_orders", "place", "screen", "select", "spread"]
+__all__ = [
+    "Layout",
+    "as_batch",
+    "assemble",
+    "automatic",
+    "count_rows",
+    "epoch_orders",
+    "place",
+    "screen",
+    "select",
+    "spread",
+]
 
 DATA_AXIS = "data"
 """The mesh axis over which rows are split."""
@@ -33,6 +45,8 @@ class Layout(NamedTuple):
     """Batches in an epoch."""
     ragged: bool
     """Whether some places of a batch are empty."""
+    sparse: bool = False
+    """Whether a batch may be wholly empty: no step is then taken."""
 
     @classmethod
     def of(cls, rows: int, batch_size: int, shards: int) -> Layout:
@@ -78,7 +92,7 @@ def as_batch(name: str, data: Any) -> Batch:
     """`(x, target)` or a `Batch`, its leaves as arrays; raises for what has no rows, or a different number."""
     if not isinstance(data, tuple) or not 2 <= len(data) <= 4:
         raise TypeError(f"fit: {name} must be (x, target) or a Batch, got {type(data).__name__}")
-    batch = jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.Array) else np.asanyarray(leaf), Batch(*data))
+    batch = jax.tree.map(_as_array, Batch(*data))
     sizes = {
         part: leaf.shape[0] if leaf.ndim else None
         for part, value in (("x", batch.x), ("target", batch.target))
@@ -88,7 +102,24 @@ def as_batch(name: str, data: Any) -> Batch:
         raise ValueError(f"fit: {name} must have the same number of rows in x and target, got {sizes}")
     if 0 in sizes.values():
         raise ValueError(f"fit: {name} has no rows")
+    rows = next(iter(sizes.values()))
+    for part, value in (("weights", batch.weights), ("where", batch.where)):
+        for leaf in jax.tree.leaves(value):
+            if leaf.ndim and leaf.shape[0] not in (1, rows):
+                raise ShapeError(
+                    f"fit: {part} of {name} has shape {leaf.shape}, but there are {rows} rows: its first axis must be "
+                    "the rows' or 1"
+                )
     return batch
+
+
+def _as_array(leaf: Any) -> Any:
+    """An array of a type JAX computes with; those in files are left there."""
+    if isinstance(leaf, jax.Array | np.memmap):
+        return leaf
+    host = np.asarray(leaf)
+    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and then found to be so
+        return host.astype(jax.dtypes.canonicalize_dtype(host.dtype), copy=False)
 
 
 def count_rows(batch: Batch) -> int:
@@ -99,8 +130,8 @@ def count_rows(batch: Batch) -> int:
 def screen(name: str, batch: Batch, nonfinite: str, first: int = 0) -> Batch:
     """Refuse or mask the rows that hold a NaN or an infinity and are not masked.
 
-    Features of rows that are masked as a whole become 0 where they are not finite: a model would pass a NaN on to its
-    gradient. first: the number of the first row.
+    Rows that are masked as a whole and have features that are not finite get those of a row that has finite ones: a
+    model would pass a NaN on to its gradient. first: the number of the first row.
     """
     if nonfinite not in ("error", "mask"):
         raise ValueError(f"fit: nonfinite must be 'error' or 'mask', got {nonfinite!r}")
@@ -117,7 +148,7 @@ def screen(name: str, batch: Batch, nonfinite: str, first: int = 0) -> Batch:
         )
 
     def lost(target: Any, weights: Any, where: Any) -> np.ndarray:
-        return np.where(where, ~np.isfinite(np.asarray(target) + 0.0 * np.asarray(weights)), False)
+        return np.where(where, ~(_finite(target) & _finite(weights)), False)
 
     entries = jax.tree.map(lost, batch.target, weights, where)
     used = functools.reduce(np.logical_or, [by_row(leaf) for leaf in jax.tree.leaves(where)])
@@ -138,13 +169,10 @@ def screen(name: str, batch: Batch, nonfinite: str, first: int = 0) -> Batch:
         good = ~bad["x"].reshape((rows,) + (1,) * (np.ndim(target) - 1)) & ~entries
         return np.broadcast_to(where, np.shape(target)) & good
 
-    x = jax.tree.map(lambda leaf: np.where(_finite(leaf) | ~_column(bad["x"] | ~used, leaf), leaf, 0), batch.x)
-    x = jax.tree.map(lambda new, old: new.astype(old.dtype), x, batch.x)
+    lost_rows = functools.reduce(np.logical_or, [by_row(~_finite(leaf)) for leaf in jax.tree.leaves(batch.x)])
+    place = np.where(lost_rows & (bad["x"] | ~used), np.argmin(lost_rows), np.arange(rows))
+    x = jax.tree.map(lambda leaf: np.asarray(leaf)[place], batch.x)
     return batch._replace(x=x, where=jax.tree.map(keep, batch.target, entries, where))
-
-
-def _column(rows: np.ndarray, leaf: Any) -> np.ndarray:
-    return rows.reshape(rows.shape + (1,) * (np.ndim(leaf) - 1))
 
 
 def _finite(leaf: Any) -> np.ndarray:
@@ -186,6 +214,13 @@ def padded(batch: Batch, rows: int) -> Batch:
         return np.concatenate([leaf, np.broadcast_to(leaf[:1], (rows - have, *leaf.shape[1:]))])
 
     return with_rows(jax.tree.map(pad, batch), np.arange(rows) < have)
+
+
+def automatic(mesh: Mesh | None) -> Mesh | None:
+    """The mesh with axes over which the compiler itself distributes, as `jax.make_mesh` does not make them."""
+    if mesh is None:
+        return None
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
 
 
 def spread(batch: Batch, mesh: Mesh | None) -> Batch:

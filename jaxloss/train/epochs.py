@@ -24,7 +24,19 @@ from jaxloss.train.objective import Objective, objective_sum, penalty_of
 from jaxloss.train.state import Batch, TrainState
 from jaxloss.train.step import all_finite, make_step
 
-__all__ = ["BLOCK", "Clock", "Limits", "Plan", "Run", "begin", "close_epoch", "means", "step_once", "train"]
+__all__ = [
+    "BLOCK",
+    "Clock",
+    "Limits",
+    "Plan",
+    "Run",
+    "begin",
+    "close_epoch",
+    "means",
+    "step_once",
+    "told_params",
+    "train",
+]
 
 BLOCK = 128
 """Steps between two looks at whether all is finite."""
@@ -93,12 +105,25 @@ def configured(
 
 
 def one_batch(
-    run: Run, objective: Objective, optimizer: Any, batch: Batch, decay: Any, plan: Plan, begins: Any
+    run: Run,
+    objective: Objective,
+    optimizer: Any,
+    batch: Batch,
+    decay: Any,
+    plan: Plan,
+    begins: Any,
+    filled: Any = True,
 ) -> tuple[Run, Any]:
-    """One step of one run; the run, and the epoch's metrics so far. begins: whether the step is the epoch's first."""
+    """One step of one run; the run, and the epoch's metrics so far.
+
+    begins: whether the step is the epoch's first. filled: whether the batch has a row; without one nothing happens.
+    """
     step = make_step(objective, optimizer, micro_batches=plan.micro_batches, guard=plan.guard)
     state, metrics = step(run.state, batch)
     state = split_params(state, optimizer, plan)
+    if filled is not True:
+        old = run.state, jax.tree.map(jnp.zeros_like, metrics)
+        state, metrics = jax.tree.map(functools.partial(jnp.where, filled), (state, metrics), old)
     if plan.guard:
         skipped = metrics["skipped"]
         first = jnp.where((skipped > 0) & (run.first_skipped < 0), run.state.step, run.first_skipped)
@@ -108,7 +133,7 @@ def one_batch(
     average = run.average
     if average is not None:  # as Adam does, so that the first average is the parameters, not the start
         rate = (1 - decay) / (1 - decay ** (run.state.step + 1))
-        average = jax.tree.map(lambda old, new: old + (rate * (new - old)).astype(old.dtype), average, state.params)
+        average = jax.tree.map(lambda old, new: old + rate.astype(old.dtype) * (new - old), average, state.params)
     run = run._replace(state=state, average=average)
     if begins is True:  # an epoch of one step has nothing to add up
         return run, metrics
@@ -142,7 +167,7 @@ def begin(
         zero = jnp.zeros((), jnp.int32)
         return Run(
             state=jax.tree.map(jnp.copy, state),  # the caller keeps his parameters when the run is donated
-            average=jax.tree.map(jnp.copy, params) if averaged else None,
+            average=jax.tree.map(_at_least_single, params) if averaged else None,
             sums=jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), metrics),
             best_params=jax.tree.map(jnp.copy, params),
             best_loss=jnp.full((), jnp.inf, jnp.float32),
@@ -156,11 +181,22 @@ def begin(
     return (jax.vmap(one, in_axes=axes) if plan.many else one)(params, model_state, seeds, orders, settings)
 
 
+def _at_least_single(leaf: Any) -> jax.Array:
+    """A copy in which an average does not stall."""
+    return jnp.array(leaf, jnp.promote_types(leaf.dtype, jnp.float32))
+
+
+def told_params(run: Run) -> Any:
+    """The parameters that are evaluated and returned: the average, if there is one."""
+    params = run.state.params
+    return params if run.average is None else jax.tree.map(lambda a, p: a.astype(p.dtype), run.average, params)
+
+
 def end_epoch(
     run: Run, objective: Objective, held_out: Batch | None, epoch: Any, limits: Limits, mesh: Mesh | None
 ) -> tuple[Run, Any]:
     """Evaluate, remember the best, and see whether patience has ended; the run and its validation loss."""
-    params = run.state.params if run.average is None else run.average
+    params = told_params(run)
     active = run.active & (run.skipped < limits.max_skipped)
     if held_out is None:
         better, loss = run.active, run.best_loss
@@ -214,7 +250,8 @@ def train(
 
     def member(run: Run, order: Any, settings: Any, data: Batch, begins: Any) -> tuple[Run, Any]:
         batch = data if order is None else select(data, order, plan.layout, plan.mesh)
-        return one_batch(run, *configured(objective, optimizer, settings), batch, decay, plan, begins)
+        filled = True if order is None or not plan.layout.sparse else (order >= 0).any()
+        return one_batch(run, *configured(objective, optimizer, settings), batch, decay, plan, begins, filled)
 
     def ended(run: Run, settings: Any, held_out: Batch | None, data: Batch, epoch: Any) -> tuple[Run, Any]:
         if "held_out" in settings:
@@ -272,7 +309,11 @@ def train(
     stop = clock.position + jnp.minimum(left, (epochs - clock.epoch) * steps - clock.position)
     validated = held_out is not None or plan.many
     names = [*run.sums, *(["validation_loss"] if validated else []), *(["active"] if plan.many else [])]
-    curves = {name: jnp.zeros((plan.capacity, *run.active.shape)) for name in names if plan.guard or name != "skipped"}
+    curves = {
+        name: jnp.zeros((plan.capacity, *run.active.shape))
+        for name in names
+        if plan.guard or steps > 1 or name != "skipped"
+    }
     place, run, fine, curves = lax.while_loop(
         lambda loop: (loop[0] < stop) & loop[2] & goes_on(loop[1]) & loop[1].active.any(),
         block,
@@ -293,7 +334,7 @@ def step_once(
     run: Run, objective: Objective, batch: Batch, decay: Any, begins: Any, *, optimizer: Any, plan: Plan
 ) -> tuple[Run, jax.Array]:
     """One guarded step on a batch that comes from outside; the run, and the number of updates skipped so far."""
-    run, _ = one_batch(run, objective, optimizer, batch, decay, plan, begins)
+    run, _ = one_batch(run, objective, optimizer, batch, decay, plan, begins, True)
     return run, run.skipped + 0
 
 

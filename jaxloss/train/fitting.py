@@ -22,13 +22,14 @@ from jaxloss.train.data import (
     DATA_AXIS,
     Layout,
     as_batch,
+    automatic,
     count_rows,
     screen,
     spread,
     spread_orders,
     spread_params,
 )
-from jaxloss.train.epochs import Clock, Limits, Run
+from jaxloss.train.epochs import Clock, Limits, Run, told_params
 from jaxloss.train.objective import Objective, supervised
 from jaxloss.train.progress import Progress
 from jaxloss.train.saving import Saving, configuration
@@ -105,7 +106,7 @@ def fit(
     batch_size: rows per step, drawn in a fresh order each epoch that depends on (seed, epoch) alone; the last batch is
         padded, the padding masked. None takes all rows in every step. Of a stream: the rows all batches are padded to,
         None for those of the first.
-    epoch_steps: ends the epochs of a stream after so many batches; it then need not end.
+    epoch_steps: ends the epochs of a stream after so many batches; it may then be endless, or begin anew meanwhile.
     patience: stop after this many epochs without a better validation loss.
     micro_batches: see `make_step`.
     average: the decay of a moving average of the parameters, such as 0.999, which is validated and returned.
@@ -139,7 +140,8 @@ def fit(
     objective = choose_objective("fit", apply, loss, objective, stateful=model_state is not None)
     held_out = None if validation is None else screen("validation", as_batch("validation", validation), nonfinite)
     check_numbers("fit", epochs, patience, held_out, average, max_skipped, micro_batches)
-    limits = Limits(epochs + 1 if patience is None else patience, max_skipped)
+    limits, seed = limits_of(patience, max_skipped), operator.index(seed)
+    mesh = automatic(mesh)
     if mesh is not None and DATA_AXIS not in mesh.shape:
         raise ValueError(f"fit: the mesh needs an axis {DATA_AXIS!r}, it has {tuple(mesh.shape)}")
     if mesh is None and shard_params is not None:
@@ -154,13 +156,19 @@ def fit(
     saving = Saving(
         run_dir, save_every, keep, resume,
         lambda: configuration(
-            objective, optimizer, as_batch("data", data) if is_whole(data) else None, **numbers, average=average,
-            validated=held_out is not None,
+            objective, optimizer, as_batch("data", data) if is_whole(data) else None, held_out, average=average,
+            **numbers,
         ),
     )  # fmt: skip
     source = _source((*shared, mesh, shard_params), data, epochs=epochs, mesh=mesh, **numbers)
-    run = source.begin(params, model_state, seed)
-    run, clock, history = saving.resumed(run, Clock(0, 0), {})
+    with contextlib.ExitStack() as begun:
+        begun.callback(source.close)  # if anything goes wrong
+        run = source.begin(params, model_state, np.uint32(seed % 2**32))
+        run, clock, history = saving.resumed(run, Clock(0, 0), {})
+        begun.pop_all()
+    if resume:  # patience may be another one now
+        ended = held_out is not None and clock.epoch - int(run.best_epoch) >= limits.patience
+        run = run._replace(active=jnp.array(not ended and int(run.skipped) < max_skipped))
     log = Progress(epochs, source.plan.layout.steps, progress, run_dir, clock.epoch if resume else None)
     watched = log.watches or bool(callbacks)
     left, going = 32 if watched else ALL_STEPS, not resume or bool(run.active)
@@ -186,8 +194,8 @@ def fit(
             if callbacks and clock.epoch > began:
                 line = {name: float(curve[0]) for name, curve in ended.items()}
                 state = jax.tree.map(jnp.copy, run.state)  # the next call takes the run's arrays
-                if True in [callback(clock.epoch, state, line) for callback in callbacks]:
-                    going = False
+                told = [callback(clock.epoch, state, line) for callback in callbacks]
+                going = going and not any(isinstance(one, bool | np.bool_) and one for one in told)
             if watched:
                 left = max(1, min(8 * left, int(left * SECONDS_PER_CALL / seconds), ALL_STEPS))
                 left = saving.look_up(run, clock, history, clock.epoch >= epochs or not going, left)
@@ -229,7 +237,7 @@ def finished(run: Run, clock: Clock, history: dict[str, list[np.ndarray]], valid
     curves = {name: np.concatenate(parts) for name, parts in history.items()}
     for name in ("loss", *(["validation_loss"] if validated else [])):
         curves.setdefault(name, np.zeros(0, np.float32))
-    last = run.state.params if run.average is None else run.average
+    last = told_params(run)
     result = FitResult(
         run.best_params if validated else last, run.state, curves, int(run.best_epoch) if validated else clock.epoch
     )
@@ -241,6 +249,11 @@ def finished(run: Run, clock: Clock, history: dict[str, list[np.ndarray]], valid
             raise NonFiniteError(f"fit: {told}: {repair}; the error's `result` holds the last good state", result)
         warnings.warn(f"fit: {told}", stacklevel=3)
     return result
+
+
+def limits_of(patience: int | None, max_skipped: int) -> Limits:
+    """When a run ends early, in numbers that a program can take."""
+    return Limits(min(ALL_STEPS if patience is None else patience, ALL_STEPS), min(max_skipped, ALL_STEPS))
 
 
 def choose_objective(name: str, apply: Any, loss: Any, objective: Any, *, stateful: bool) -> Any:
@@ -260,7 +273,7 @@ def check_numbers(
     """Raise `ValueError` for a bad number."""
     if operator.index(epochs) < 0:
         raise ValueError(f"{name}: epochs must not be negative, got {epochs}")
-    if patience is not None and (held_out is None or patience < 1):
+    if patience is not None and (held_out is None or operator.index(patience) < 1):
         raise ValueError(f"{name}: patience={patience} needs validation data and must be at least 1")
     if average is not None and not 0 <= average < 1:
         raise ValueError(f"{name}: average={average} is a decay, at least 0 and less than 1")

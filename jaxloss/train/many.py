@@ -16,9 +16,9 @@ from jaxloss.contract import ShapeError, check_loss, shown
 from jaxloss.likelihood.distribution import Distribution
 from jaxloss.likelihood.ensemble import Ensemble
 from jaxloss.likelihood.joint import Mixture
-from jaxloss.train.data import Layout, as_batch, count_rows, epoch_orders, place, screen
-from jaxloss.train.epochs import Clock, Limits
-from jaxloss.train.fitting import ALL_STEPS, check_batch_size, check_numbers, choose_objective
+from jaxloss.train.data import Layout, as_batch, automatic, count_rows, epoch_orders, place, screen
+from jaxloss.train.epochs import Clock
+from jaxloss.train.fitting import ALL_STEPS, check_batch_size, check_numbers, choose_objective, limits_of
 from jaxloss.train.objective import Objective
 from jaxloss.train.sources import Arrays
 
@@ -107,6 +107,7 @@ def fit_many(
             check_loss(jax.tree_util.Partial(loss, **{name: value[member] for name, value in settings["loss"].items()}))
     if settings["optimizer"] and isinstance(optimizer, optax.GradientTransformation):
         raise TypeError("fit_many: with optimizer_settings, optimizer is a function of them, such as optax.adamw")
+    mesh = automatic(mesh)
     batch = screen("data", as_batch("data", data), nonfinite)
     held_out = None if validation is None else screen("validation", as_batch("validation", validation), nonfinite)
     if validation is not None and validation_rows is not None:
@@ -129,7 +130,7 @@ def fit_many(
 
         return jax.tree.map(put, tree)
 
-    limits = Limits(epochs + 1 if patience is None else patience, max_skipped)
+    limits = limits_of(patience, max_skipped)
     source = Arrays(
         objective, optimizer, None if held_out is None else spread(held_out, False), limits, average, None, None,
         data=spread(batch, False), layout=layout, epochs=epochs, micro_batches=micro_batches, orders=orders, many=True,
@@ -140,14 +141,17 @@ def fit_many(
     while clock.epoch < epochs and going:
         run, clock, going, ended = source.advance(run, clock, ALL_STEPS, epochs)
         parts.append(ended)
-    curves = {name: np.concatenate([part[name] for part in parts])[:, :members].T for name in (parts or [{}])[0]}
+    names = parts[0] if parts else {"loss": None, "skipped": None} | ({"validation_loss": None} if validated else {})
+    empty = [np.zeros((0, members), np.float32)]
+    curves = {name: np.concatenate([part[name] for part in parts] or empty)[:, :members].T for name in names}
     active = curves.pop("active", np.ones((members, 0))) > 0
     if not validated:
         curves.pop("validation_loss", None)
     run = jax.tree.map(lambda leaf: leaf[:members], run._replace(state=None, sums=None, average=None))
     _warn_of(np.asarray(run.skipped), max_skipped)
     history = {name: np.where(active, curve, np.nan) for name, curve in curves.items()}
-    return FitManyResult(run.best_params, history, np.asarray(run.best_epoch), np.asarray(run.skipped))
+    skipped = np.minimum(np.asarray(run.skipped), max_skipped)
+    return FitManyResult(run.best_params, history, np.asarray(run.best_epoch), skipped)
 
 
 def _rows(name: str, rows: Any, members: int, batch: Any) -> np.ndarray | None:
@@ -181,7 +185,9 @@ def _drawn(batch: Any, chosen: np.ndarray | None, batch_size: int | None, seeds:
     if not 1 <= size <= number:
         raise ValueError(f"fit_many: batch_size={batch_size} must be between 1 and the number of rows, {number}")
     steps = -(-number // size)
-    layout = Layout(1, total, (size,), steps, bool((chosen < 0).any()) or steps * size != number)
+    sizes = (chosen >= 0).sum(1)
+    sparse = bool((-(-sizes // size) < steps).any())
+    layout = Layout(1, total, (size,), steps, bool((chosen < 0).any()) or steps * size != number, sparse)
     if steps == 1:
         return layout, lambda first, count, capacity: chosen[:, None, None, None, :]
 

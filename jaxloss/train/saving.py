@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxloss.contract import loss_name, unbound
@@ -58,7 +60,8 @@ class Saving:
             self.checkpoints.folder.mkdir(parents=True, exist_ok=True)  # a bad folder is told before the work
             return run, clock, history
         tree = found[1]
-        history = {name: [np.asarray(curve, np.float32)] for name, curve in self.checkpoints.notes["history"].items()}
+        saved = self.checkpoints.notes["history"]
+        history = {name: [np.asarray(values, dtype)] for name, (dtype, values) in saved.items()}
         return tree["run"], Clock(*tree["clock"]), history
 
     @staticmethod
@@ -78,7 +81,7 @@ class Saving:
         if due or stopped:
             curves = {name: np.concatenate(parts) for name, parts in history.items()}
             metric = curves["validation_loss"][-1:].tolist() if "validation_loss" in curves else []
-            notes = {"history": {name: curve.tolist() for name, curve in curves.items()}}
+            notes = {"history": {name: (str(curve.dtype), curve.tolist()) for name, curve in curves.items()}}
             step = int(run.state.step)
             self.checkpoints.save(step, self._tree(run, clock), metric=metric[0] if metric else None, notes=notes)
             self.saved = time.monotonic()
@@ -102,38 +105,47 @@ class Saving:
             raise RuntimeError(f"fit: another process is gone, or cannot be reached: {repair}") from error
 
 
-def configuration(objective: Any, optimizer: Any, data: Any, **settings: Any) -> dict[str, Any]:
+def configuration(objective: Any, optimizer: Any, data: Any, held_out: Any, **settings: Any) -> dict[str, Any]:
     """What a run depends on, as JSON can hold it."""
     return {
         "objective": fingerprint(objective),
         "optimizer": fingerprint(optimizer),
         "data": "a stream" if data is None else digest(data),
-        **settings,
+        "validation": None if held_out is None else digest(held_out),
+        **{name: fingerprint(value) for name, value in settings.items()},
     }
 
 
-def fingerprint(value: Any) -> Any:
+def fingerprint(value: Any, within: tuple[int, ...] = ()) -> Any:
     """A function, with all it binds and closes over, by names and numbers that are the same in every process.
 
-    Tells apart two learning rates, which are hidden in the closures of an optimizer.
+    Tells apart two learning rates, which are hidden in the closures of an optimizer; not two bodies of a function.
 
     >>> fingerprint(functools.partial(max, default=3))
     {'function': 'max', 'default': 3}
     """
     if value is None or isinstance(value, bool | int | float | str):
         return value
+    if id(value) in within:
+        return "itself"
+    inner = functools.partial(fingerprint, within=(*within, id(value)))
     if isinstance(value, np.ndarray | np.generic | jax.Array):
-        return value.tolist() if np.size(value) <= 8 else digest(value)
+        if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+            value = jax.random.key_data(value)  # type: ignore[arg-type]
+        short = value.size <= 8 and not jnp.issubdtype(value.dtype, jnp.complexfloating)
+        return np.asarray(value).tolist() if short else digest(value)
     if isinstance(value, list | tuple):
-        return {name: fingerprint(v) for name, v in zip(getattr(value, "_fields", map(str, range(len(value)))), value)}
+        return {name: inner(v) for name, v in zip(getattr(value, "_fields", map(str, range(len(value)))), value)}
     if isinstance(value, dict):
-        return {str(key): fingerprint(inner) for key, inner in value.items()}
+        return {str(key): inner(v) for key, v in value.items()}
     function, bound = unbound(value)
     told: dict[str, Any] = {"function": loss_name(value) if hasattr(function, "__name__") else type(function).__name__}
     if isinstance(value, functools.partial) and value.args:
-        told["of"] = fingerprint(value.args)
-    told |= {name: fingerprint(inner) for name, inner in bound.items()}
+        told["of"] = inner(value.args)
+    told |= {name: inner(v) for name, v in bound.items()}
     code, cells = getattr(function, "__code__", None), getattr(function, "__closure__", None) or ()
     if code is not None and function.__module__.partition(".")[0] != "jaxloss":
-        told |= {name: fingerprint(cell.cell_contents) for name, cell in zip(code.co_freevars, cells)}
+        for name, cell in zip(code.co_freevars, cells):
+            with contextlib.suppress(ValueError):  # a cell that is not filled yet
+                told[name] = inner(cell.cell_contents)
     return told

@@ -6,6 +6,7 @@ A source begins a run, and advances it by some steps; `fit` knows no more of it.
 from __future__ import annotations
 
 import collections
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -132,7 +133,7 @@ class Stream(Source):
 
     passes: `passes(epoch)` iterates over the batches of an epoch. Batches are padded to one shape, so that nothing is
     compiled twice, and read, checked and put on the devices by a thread while the device computes.
-    epoch_steps: ends an epoch after so many batches, in a stream that need not end; it then goes on where it was.
+    epoch_steps: ends an epoch after so many batches; the next goes on where it was, into a new pass if need be.
     """
 
     def __init__(
@@ -145,7 +146,8 @@ class Stream(Source):
         nonfinite: str,
     ):
         super().__init__(*shared)
-        self.passes, self.epoch_steps, self.nonfinite = passes, epoch_steps, nonfinite
+        self.passes = passes if epoch_steps is None else lambda _: _one_after_another(passes)
+        self.epoch_steps, self.nonfinite = epoch_steps, nonfinite
         shards = 1 if self.mesh is None else self.mesh.shape[DATA_AXIS]
         self.plan = Plan(Layout(shards, 0, (0,), 0, True), micro_batches, 0, True, False, self.mesh, self.shard)
         self.local_shards = -(-shards // jax.process_count())
@@ -233,6 +235,17 @@ class Stream(Source):
             self.close()
         going = bool(run.active) and int(run.skipped) < self.limits.max_skipped
         return run, self.at, going, curves
+
+
+def _one_after_another(passes: Callable[[int], Iterator]) -> Iterator:
+    """Batches without end, pass after pass, unless a pass holds none."""
+    for number in itertools.count():
+        some = False
+        for batch in passes(number):
+            some = True
+            yield batch
+        if not some:
+            return
 
 
 def _ahead(items: Iterator) -> Iterator:

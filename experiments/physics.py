@@ -7,13 +7,13 @@ A radiometer reads the net flux εσ(T⁴ − T₀⁴) of a plate, with normal n
 a straight line, and the law itself, linear in T⁴ and T₀⁴, by least squares. The rates are chosen on the warm plate;
 the hot one, with its own range, emissivity, noise and data, was not looked at before. Errors are in units of the
 noise's variance; `excess` is the MSE against the law, without the noise; `lag 1` the autocorrelation of the residuals
-in order of the plate's temperature, in its standard errors, and `white, p` Ljung and Box's p of ten lags and all
-seeds; `far` how far the fit is off at 1.4 times the temperature of the hottest plate.
+in order of the plate's temperature, in its standard errors, and `p` Ljung and Box's of ten lags and all seeds; `far`
+by how many per cent the fit is off at 1.4 times the temperature of the hottest plate.
 
 Answer: the floor is the noise. Over eight seeds the validation MSE is 1.006 ± 0.003 of the variance (hot: 0.994 ±
 0.003), the network's own part 0.47 % (0.38 %), and what is left is white, where a straight line leaves an
 autocorrelation of 0.7. With normal noise MAE costs: its own part is 0.65 % (0.56 %), Huber's 0.52 % (0.44 %). Outside
-nothing holds: at 700 K the network is off by 71 % (1260 K: 72 %), the law by 0.2 %, and the networks of eight seeds are
+nothing holds: at 700 K the network is off by 71 % (at 1260 K too), the law by 0.2 %, and the networks of eight seeds are
 wrong together: they differ by 1 % of the flux. The known noise tells that there is nothing more to learn from these
 rows, not what lies beyond them.
 """
@@ -207,7 +207,7 @@ def autocorrelation(residual: np.ndarray) -> np.ndarray:
 
 
 def _report(name: str, plate: data.Radiometer, found: dict[str, Any], rates: dict[str, float]) -> None:
-    columns = ("by", "RMSE, W/m²", "MSE/σ²", "excess, %", "lag 1", "white, p", "far, %")
+    columns = ("by", "RMSE, W/m²", "MSE/σ²", "excess, %", "lag 1", "p", "far")
     table = [
         (
             model, one["rmse"], one["validation"], Estimate(*(100 * part for part in one["excess"])), one["lag_1"],

@@ -12,10 +12,11 @@ waves, and used on the second, with other waves, noise and impulses. Two control
 impulses that go both ways, and clean targets. All are tested against clean waves.
 
 Answer: over eight seeds the robust losses raise the signal-to-noise ratio by 18.7 to 19.0 dB, squared error by 12.0 ±
-0.7 (second recorder: 15.9 to 16.0 and 10.2 ± 0.3), less than the best running median, 16.3 (14.8): it learns the wave
-plus 22 % of it, the impulses' mean. Impulses that go both ways leave the mean where it is, and cost squared error 1.6
-dB by their spread alone. With clean targets there is nothing to choose, 20.3 to 20.4 dB, though the recordings hold the
-same impulses: it is outliers in the target that squared error cannot live with, not those in the input.
+0.7 (second recorder: 15.9 to 16.0 and 10.2 ± 0.3), which is less than the best running median's 16.3 (14.8): it learns
+the impulses' mean too, and lifts the wave by 22 % of its RMS. Impulses that go both ways leave the mean where it is,
+and cost squared error 1.6 dB by their spread alone. With clean targets there is nothing to choose, 20.3 to 20.4 dB,
+though the recordings hold the same impulses: it is outliers in the target that squared error cannot live with, not
+those in the input.
 """
 
 from __future__ import annotations

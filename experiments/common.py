@@ -268,7 +268,7 @@ class Estimate(NamedTuple):
         """Both to the error's first digit."""
         if not 0 < self.error < np.inf:
             return f"{self.mean:.4g}"
-        places = max(0, -int(np.floor(np.log10(self.error))))
+        places = max(0, -int(f"{self.error:.0e}".split("e")[1]))
         return f"{self.mean:,.{places}f}±{self.error:.{places}f}"
 
     @property

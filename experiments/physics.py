@@ -2,7 +2,20 @@
 
     python -m experiments physics
 
-ANSWER
+A radiometer reads the net flux εσ(T⁴ − T₀⁴) of a plate, with normal noise of a known standard deviation (simulated,
+`data.Radiometer`). A small tanh network learns it from the two temperatures by squared error, Huber and MAE; beside it
+a straight line, and the law itself, linear in T⁴ and T₀⁴, by least squares. The rates are chosen on the warm plate,
+and used on the hot one, with its own range, emissivity, noise and data. Errors are in units of the noise's variance;
+`excess` is the MSE against the law, without the noise; `lag 1` the autocorrelation of the residuals
+in order of the plate's temperature, in its standard errors, and `p` Ljung and Box's of ten lags and all seeds; `far`
+by how many per cent the fit is off at 1.4 times the temperature of the hottest plate.
+
+Answer: the floor is the noise. Over eight seeds the validation MSE is 1.006 ± 0.003 of the variance (hot: 0.994 ±
+0.003), the network's own part 0.47 % (0.38 %), and what is left is white, where a straight line leaves an
+autocorrelation of 0.7. With normal noise MAE costs: its own part is 0.65 % (0.56 %), Huber's 0.52 % (0.44 %). Outside
+nothing holds: at 700 K the network is off by 71 % (at 1260 K too), the law by 0.2 %, and the networks of eight seeds
+are wrong together: they differ by 1 % of the flux. The known noise tells that there is nothing more to learn from
+these rows, not what lies beyond them.
 """
 
 from __future__ import annotations
@@ -30,7 +43,7 @@ PLATES = {
     "warm": data.Radiometer(plate=(300, 500), surroundings=(270, 320), emissivity=0.9, noise=100),
     "hot": data.Radiometer(plate=(600, 900), surroundings=(300, 500), emissivity=0.5, noise=1000),
 }
-"""The rates, and every other number, were chosen on the first; the second only checks what was found."""
+"""The rates are chosen on the first, and used on the second."""
 BEYOND = 1.4
 """How far outside the training rows the fits are looked at: at this times the temperature of the hottest plate."""
 LAGS = 10
@@ -85,8 +98,18 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
         claims |= {f"{name}: {claim}": bool(holds) for claim, holds in judged(config, found[name]).items()}
         drawn.append((plate, rows, models))
     common.print_claims(claims)
+    verdict = verdict_of(found)
+    print(f"\n{verdict}")
     _draw(folder, *drawn[0])
-    return {"plates": found, "rates": chosen, "claims": claims}
+    return {"plates": found, "rates": chosen, "claims": claims, "verdict": verdict}
+
+
+def verdict_of(found: dict[str, Any]) -> str:
+    floors, off = ([one["mse"][key] for one in found.values()] for key in ("validation", "off"))
+    return (
+        f"Squared error ends at the sensor's noise, at {' and '.join(f'{floor.mean:.3f}' for floor in floors)} of its "
+        f"variance; {BEYOND:g} times hotter than the data it is off by {' and '.join(f'{100 * x:.0f} %' for x in off)}."
+    )
 
 
 def judged(config: Config, found: dict[str, Any]) -> dict[str, bool]:
@@ -184,7 +207,7 @@ def autocorrelation(residual: np.ndarray) -> np.ndarray:
 
 
 def _report(name: str, plate: data.Radiometer, found: dict[str, Any], rates: dict[str, float]) -> None:
-    columns = ("by", "RMSE, W/m²", "MSE/σ²", "excess, %", "lag 1", "white, p", "far, %")
+    columns = ("by", "RMSE, W/m²", "MSE/σ²", "excess, %", "lag 1", "p", "far")
     table = [
         (
             model, one["rmse"], one["validation"], Estimate(*(100 * part for part in one["excess"])), one["lag_1"],

@@ -2,7 +2,23 @@
 
     python -m experiments price
 
-ANSWER
+Flats whose worth follows from area, distance, age, floor and quality, sold at that times log-normal noise (simulated,
+`data.Market`). The same network is trained on dollars (raw), on standardised prices (mse, huber, mae), on the
+logarithm, and by Gamma deviance on its exponential. The predictions of the logarithm are also turned into means, by
+exp(σ²/2) and by Duan's smearing, the mean of exp(residual), both from the validation rows. The rates are chosen on the
+first market, and used on the second, with another law, Gamma noise and its own data. `relative` is the mean relative
+error, `total` how far the sum of the predictions is off, `below` the part of the sales below them.
+
+Answer: squared error and Gamma deviance estimate the mean, with 56 to 60 % of the sales below; MAE and the logarithm
+the middle; Huber is between. The logarithm has the lowest MAE, 131,600 dollars against 139,700 on standardised prices
+(second market: 85,700 and 89,700), where the true median has 129,900 (84,000), and a relative error of 44 % against
+57 % (67 and 98 %), for squared error spends the network on the dearest flats. Gamma deviance has 136,100 and 52 %
+(87,200 and 83 %) and keeps the mean. RMSE is 242 to 251 thousand (162 to 168) whatever the loss, the true mean's 237
+(158). But the sum of the logarithm's predictions is 12 % (18 %) too low; smearing repairs that to 0.3 % (0.1 %), lowers
+RMSE by 2 to 3 %, and pays with the relative error, 51 % (83 %). exp(σ²/2) does as well where the noise is log-normal,
+and is 2 % too high where it is not. The logarithm estimates the geometric mean, which is the median only where its
+noise is symmetric: of the second market's sales 45 % are below. Raw dollars need rates thirty times as high, and end a
+little better here than standardised (MAE 137,000, 88,000).
 """
 
 from __future__ import annotations
@@ -29,7 +45,7 @@ MARKETS = {
     "log-normal": data.Market(worth=400_000, area=1.1, distance=0.05, noise="lognormal", spread=0.5),
     "gamma": data.Market(worth=250_000, area=1.3, distance=0.08, noise="gamma", spread=0.6),
 }
-"""The rates, and every other number, were chosen on the first; the second only checks what was found."""
+"""The rates are chosen on the first, and used on the second."""
 HUBER = 1.345
 """Huber's δ in robust scales of the residuals that squared error leaves on the validation rows."""
 BASE = "mse"
@@ -90,16 +106,19 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
         rates = {way: (rate,) for way, rate in chosen.items()}
         tested = data.Sales(*(part[:, rows.test] for part in rows.sales))
         found[name] = {way: scores(pred[:, rows.test], tested) for way, pred in preds.items()}
+        found[name] |= {"(true mean)": scores(tested.mean, tested), "(true median)": scores(tested.median, tested)}
         _report(name, market, found[name], chosen)
         claims |= {f"{name}: {claim}": bool(holds) for claim, holds in judged(found[name]).items()}
         drawn.append((tested, {way: pred[:, rows.test] for way, pred in preds.items()}, found[name]))
     common.print_claims(claims)
+    verdict = verdict_of(found)
+    print(f"\n{verdict}")
     _draw(folder, *drawn[0])
     means = {
         name: {way: {key: Estimate.of(values) for key, values in one.items()} for way, one in ways.items()}
         for name, ways in found.items()
     }
-    return {"markets": means, "rates": chosen, "claims": claims}
+    return {"markets": means, "rates": chosen, "claims": claims, "verdict": verdict}
 
 
 def judged(found: dict[str, Any]) -> dict[str, bool]:
@@ -111,7 +130,7 @@ def judged(found: dict[str, Any]) -> dict[str, bool]:
     def mean(name: str, way: str) -> float:
         return float(found[way][name].mean())
 
-    log, smeared, gamma = "log mse", "log, smeared", "gamma"
+    log, smeared, gamma = "log mse", "log·smearing", "gamma"
     return {
         "the logarithm has a lower MAE than squared error on prices, raw or standardised": (
             above("mae", BASE, log) and above("mae", "raw mse", log)
@@ -133,6 +152,18 @@ def judged(found: dict[str, Any]) -> dict[str, bool]:
             42 < mean("below", way) < 53 for way in ("mae", log)
         ),
     }
+
+
+def verdict_of(found: dict[str, Any]) -> str:
+    def lower(way: str, score: str) -> str:
+        shares = (1 - np.mean(ways[way][score] / ways[BASE][score]) for ways in found.values())
+        return " and ".join(f"{100 * share:.0f} %" for share in shares)
+
+    return (
+        f"On the logarithm MAE is {lower('log mse', 'mae')} and relative error {lower('log mse', 'relative')} "
+        f"below squared error's on standardised prices; by Gamma deviance {lower('gamma', 'mae')} and "
+        f"{lower('gamma', 'relative')}."
+    )
 
 
 def sell(config: Config, market: data.Market, first: int) -> Rows:
@@ -181,8 +212,8 @@ def fits(config: Config, rows: Rows, rates: dict[str, Any]) -> tuple[dict[str, n
         preds[name] = trained(name, way, config.rates)
     log = preds["log mse"]
     residual = np.log(rows.sales.price[:, rows.validation] / log[:, rows.validation])
-    preds["log, exp(σ²/2)"] = log * np.exp(residual.var(1, keepdims=True) / 2)
-    preds["log, smeared"] = log * np.exp(residual).mean(1, keepdims=True)
+    preds["log·exp(σ²/2)"] = log * np.exp(residual.var(1, keepdims=True) / 2)
+    preds["log·smearing"] = log * np.exp(residual).mean(1, keepdims=True)
     return preds, chosen
 
 
@@ -201,7 +232,7 @@ def scores(pred: np.ndarray, sales: data.Sales) -> dict[str, np.ndarray]:
 
 
 def _report(name: str, market: data.Market, found: dict[str, Any], rates: dict[str, float]) -> None:
-    columns = ("trained on", "RMSE, k$", "MAE, k$", "relative error, %", "total off, %", "sales below, %")
+    columns = ("trained on", "RMSE, k$", "MAE, k$", "relative, %", "total, %", "below, %")
     table = [(way, *map(Estimate.of, list(one.values())[:5])) for way, one in found.items()]
     common.print_table(f"\n{name} noise of sd {market.spread:g} around the worth: test rows", columns, table)
     common.print_rates(rates)
@@ -209,7 +240,7 @@ def _report(name: str, market: data.Market, found: dict[str, Any], rates: dict[s
 
 def _draw(folder: Path, sales: data.Sales, preds: dict[str, np.ndarray], found: dict[str, Any]) -> None:
     figure, (left, right) = common.figure(2, height=4.2)
-    ways = [way for way in found if way != BASE]
+    ways = [way for way in preds if way != BASE]
     places = np.arange(len(ways))[::-1]
     marks = {
         "relative": ("relative error", "#0072B2", "o"),

@@ -2,7 +2,21 @@
 
     python -m experiments signal
 
-ANSWER
+Two recorders hear the same wave, each with noise and impulses of its own (simulated, `data.Recorder`). A network sees
+31 samples of one recording and estimates the wave in the middle, learning from the other recording: no clean wave is
+needed, where the loss's best constant for wave + noise + impulse is the wave. Squared error's is the mean, which
+impulses that go one way shift; the others' are near the median. The network adds to a running median of 7 samples.
+Units are those of the noise, as the difference of the recordings tells it: Huber's δ is 1.345 of it, log-cosh bends at
+about 1. The rates are chosen on the first recorder, by each loss on validation waves that are as spoilt as the training
+waves, and used on the second, with other waves, noise and impulses. Two controls share the first's waves:
+impulses that go both ways, and clean targets. All are tested against clean waves.
+
+Answer: over eight seeds the robust losses raise the signal-to-noise ratio by 18.7 to 19.0 dB, squared error by 12.0 ±
+0.7 (second recorder: 15.9 to 16.0 and 10.2 ± 0.3), which is less than the best running median's 16.3 (14.8): it learns
+the impulses' mean too, and lifts the wave by 22 % of its RMS. Impulses that go both ways leave the mean where it is,
+and cost squared error 1.6 dB by their spread alone. With clean targets there is nothing to choose, 20.3 to 20.4 dB,
+though the recordings hold the same impulses: it is outliers in the target that squared error cannot live with, not
+those in the input.
 """
 
 from __future__ import annotations
@@ -29,7 +43,8 @@ SETTINGS = {
     "both ways": (UPWARDS._replace(signs=(-1, 1)), "second"),
     "clean targets": (UPWARDS, "clean"),
 }
-"""The recorder and the target. The rates were chosen on the first; the others only check what was found."""
+"""The recorder and the target. The rates are chosen on the first, and used on the others; "second" hears other
+waves, the last two the first's."""
 WINDOW = 31
 """Samples that the network sees around the one it estimates."""
 MEDIANS = (3, 5, 7, 9, 11)
@@ -116,12 +131,14 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
     claims = {claim: bool(holds) for claim, holds in judged(scored).items()}
     _report(scored, rates)
     common.print_claims(claims)
+    verdict = verdict_of(scored)
+    print(f"\n{verdict}")
     _draw(folder, settings[tuned], test, preds[tuned], scored)
     means = {
         name: {way: {key: Estimate.of(values) for key, values in one.items()} for way, one in ways.items()}
         for name, ways in scored.items()
     }
-    return {"settings": means, "rates": rates, "claims": claims}
+    return {"settings": means, "rates": rates, "claims": claims, "verdict": verdict}
 
 
 def record(config: Config, recorder: data.Recorder, target: str, total: int, train: np.ndarray) -> Waves:
@@ -217,6 +234,16 @@ def judged(scored: dict[str, Any]) -> dict[str, bool]:
             > max(scored["upwards"][way]["gain"].mean() for way in ("mse", *ROBUST))
         ),
     }
+
+
+def verdict_of(scored: dict[str, Any]) -> str:
+    def least(name: str) -> float:
+        return min(np.mean(scored[name][way]["gain"] - scored[name]["mse"]["gain"]) for way in ROBUST)
+
+    return (
+        f"With impulses upwards in the targets every robust loss gains at least {least('upwards'):.1f} dB over squared "
+        f"error ({least('second'):.1f} on the second recorder)."
+    )
 
 
 def _report(scored: dict[str, Any], rates: dict[str, float]) -> None:

@@ -301,8 +301,9 @@ def test_solvers_agree_with_their_peers(tmp_path):
     assert_complete(tmp_path / "solvers", result)
 
 
-def assert_claims(folder, name):
+def assert_claims(folder, name, capsys):
     code, result = tiny(folder, name)
+    assert result["verdict"] in capsys.readouterr().out
     assert result["claims"]
     assert [claim for claim, holds in result["claims"].items() if not holds] == []
     assert code == 0
@@ -311,30 +312,33 @@ def assert_claims(folder, name):
 
 
 @pytest.mark.slow
-def test_price_on_the_logarithm_and_by_gamma_deviance(tmp_path):
-    result = assert_claims(tmp_path, "price")
+def test_price_on_the_logarithm_and_by_gamma_deviance(tmp_path, capsys):
+    result = assert_claims(tmp_path, "price", capsys)
     for market in result["markets"].values():
         error = {way: one["relative"][0] for way, one in market.items()}
         assert error["log mse"] < error["gamma"] < error["mse"]
         assert market["log mse"]["mae"][0] < market["mse"]["mae"][0]
-        assert market["log mse"]["total"][0] < -10 < -5 < market["log, smeared"]["total"][0]
+        assert market["log mse"]["total"][0] < -10 < -5 < market["log·smearing"]["total"][0]
 
 
 @pytest.mark.slow
-def test_physics_has_the_noise_for_a_floor(tmp_path):
-    result = assert_claims(tmp_path, "physics")
+def test_physics_has_the_noise_for_a_floor(tmp_path, capsys):
+    result = assert_claims(tmp_path, "physics", capsys)
     for plate in result["plates"].values():
         assert abs(plate["mse"]["validation"][0] - 1) < 0.02
         assert plate["line"]["validation"][0] > 1.4
         assert plate["mse"]["off"] > 0.5
+        assert f"{plate['mse']['validation'][0]:.3f}" in result["verdict"]
 
 
 @pytest.mark.slow
-def test_signal_lives_with_impulses(tmp_path):
-    result = assert_claims(tmp_path, "signal")
+def test_signal_lives_with_impulses(tmp_path, capsys):
+    result = assert_claims(tmp_path, "signal", capsys)
     for name in ("upwards", "second"):
         gain = {way: one["gain"][0] for way, one in result["settings"][name].items()}
-        assert min(gain[way] for way in ("huber", "log_cosh", "mae")) > gain["mse"] + 2
+        least = min(gain[way] for way in ("huber", "log_cosh", "mae")) - gain["mse"]
+        assert least > 2
+        assert f"{least:.1f}" in result["verdict"]
 
 
 NONE_OF_IT = ("price --rows", "price --dollar-rates", "physics --epochs", "physics --hidden", "signal --waves")
@@ -396,6 +400,7 @@ def test_estimate():
     assert estimate.error == pytest.approx(np.sqrt(5 / 3) / 2)
     assert str(estimate) == "2.5±0.6"
     assert str(common.Estimate(12345.6, 78.0)) == "12,346±78"
+    assert str(common.Estimate(100.392, 0.0961)) == "100.4±0.1"
     assert str(common.Estimate(1.0, 0.0)) == "1"
     assert estimate.beyond_chance
     assert not common.Estimate(1.0, 0.6).beyond_chance

@@ -1,6 +1,24 @@
 """Which loss should an autoencoder be trained by? Handwritten digits, rebuilt from eight numbers each.
 
     python -m experiments autoencoder
+
+scikit-learn's digits, 8 × 8 pixels of grey levels 0 to 16, in five splits. The same network with a code of eight
+numbers is trained by mse, by mae, and by Barron's likelihood with a shape α and a scale of its own for each pixel,
+learned with the network. Each loss takes the learning rate and the epoch at which it is itself lowest on validation
+digits.
+
+Answer: no loss wins every metric. On test digits, in grey levels (standard errors of 0.005 to 0.04):
+
+    metric            by mse    by mae    by barron    wins
+    RMSE               1.91      2.04       2.20       mse
+    MAE                1.22      1.20       1.25       mae
+    Cauchy loss        0.598     0.587      0.611      mae
+    median |error|     0.69      0.53       0.47       barron
+    bias              −0.01     −0.07      −0.08       mse
+
+A loss wins where the paired difference over the splits is more than two standard errors. mse and mae win what they
+minimise. Barron's loss gets more pixels almost right and some others further wrong. The scales of the pixels that are
+black in nearly every digit end at the floor set here, for the likelihood would make them 0.
 """
 
 from __future__ import annotations
@@ -15,11 +33,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.tree_util import Partial
+from matplotlib.figure import Figure
 
 from experiments import common, data
-from experiments.models import MLP
+from experiments.models import Autoencoder
 from jaxloss import barron, barron_nll, loss_sum, mae, mse, rmse
 from jaxloss.metrics import bias, median_absolute_error
+from jaxloss.plots.canvas import BLUE, GREEN, ORANGE
 from jaxloss.train import Batch, fit_many, functional
 
 WHITE = 16.0
@@ -30,13 +50,13 @@ LOSSES: dict[str, Callable | None] = {"mse": mse, "mae": mae, "barron": None}
 METRICS: dict[str, Callable] = {
     "RMSE": rmse,
     "MAE": mae,
-    "Cauchy loss": Partial(barron, alpha=0.0, scale=1.0),
+    "Cauchy loss": Partial(barron, alpha=0.0, scale=1.0),  # a pure number; the others are grey levels
     "median |error|": median_absolute_error,
     "bias": bias,
 }
-UNITS = {"Cauchy loss": ""}
-WINNERS = {"RMSE": "mse"}
-TINY = {"epochs": 40, "seeds": 3, "rates": (0.01,)}
+WINNERS = {"RMSE": "mse", "MAE": "mae", "Cauchy loss": "mae", "median |error|": "barron", "bias": "mse"}
+"""What the docstring says."""
+TINY = {"rates": (0.01,), "epochs": 80}
 
 
 @dataclass(frozen=True)
@@ -62,8 +82,7 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
     )  # fmt: skip
     if min(config.rates) <= 0:
         raise common.UserError(f"--rates must be positive, got {config.rates}")
-    images = data.digits() / WHITE
-    images = images.astype(np.float32)
+    images = (data.digits() / WHITE).astype(np.float32)
     found = compare(config, images)
     scores = {metric: {name: one["scores"][metric] for name, one in found.items()} for metric in METRICS}
     winners = {metric: winner(each) for metric, each in scores.items()}
@@ -73,16 +92,25 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
     ]
     title = f"Reconstruction of test digits, grey levels of 0 to 16: mean ± standard error over {config.seeds} splits"
     common.print_table(title, ("metric", *(f"by {name}" for name in LOSSES), "wins"), rows)
-    for name, one in found.items():
-        print(name, one["rate"])
-    alpha = np.array(found["barron"]["settings"]["alpha"])
-    print(np.quantile(alpha, [0, 0.25, 0.5, 0.75, 1]), np.quantile(np.array(found["barron"]["settings"]["scale"]), [0, 0.25, 0.5, 0.75, 1]))
+    alpha, scale = (np.asarray(found["barron"]["settings"][name]) for name in ("alpha", "scale"))
+    floored = float(np.mean(scale < 1.1 * FLOOR))
+    print(
+        f"barron learned α of {alpha.min():.2g} to {alpha.max():.2g}; {floored:.0%} of the pixels have the least scale"
+    )
     claims = {f"{name} has the lowest {metric}": winners[metric] == name for metric, name in WINNERS.items()}
     common.print_claims(claims)
-    answer = "; ".join(f"{metric}: {name}" for metric, name in winners.items())
+    won = {name: [metric for metric, first in winners.items() if first == name] for name in LOSSES}
+    told = (f"{name} wins {', '.join(metrics) or 'nothing'}" for name, metrics in won.items())
+    answer = (
+        f"No loss wins every metric: {'; '.join(told)}." if max(map(len, won.values())) < len(METRICS) else "One wins."
+    )
     print(answer)
-    _draw(folder, images, found)
-    return {"winners": winners, "scores": scores, "answer": answer, "claims": claims}
+    _draw(folder, found)
+    rates = {name: one["rate"] for name, one in found.items()}
+    learned = {"alpha": alpha.tolist(), "scale": (WHITE * scale).tolist()}
+    return {
+        "winners": winners, "scores": scores, "rates": rates, "learned": learned, "answer": answer, "claims": claims,
+    }  # fmt: skip
 
 
 def winner(each: dict[str, list[float]]) -> str:
@@ -103,12 +131,13 @@ def compare(config: Config, images: np.ndarray) -> dict[str, Any]:
     seeds = [config.seed + number for number in range(config.seeds)]
     orders = np.stack([np.random.default_rng(seed).permutation(len(images)) for seed in seeds])
     test, validation, train = np.split(orders, [360, 620], 1)
-    widths = (images.shape[1], config.hidden, config.code, config.hidden, images.shape[1])
-    networks = [functional(MLP(widths, rngs=nnx.Rngs(seed))) for seed in seeds]
+    widths = (images.shape[1], config.hidden, config.code)
+    networks = [functional(Autoencoder(widths, rngs=nnx.Rngs(seed))) for seed in seeds]
     apply = networks[0][0]
     start = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params for _, params in networks))
     size = min(config.batch_size, train.shape[1])
-    optimizer = common.decaying_adam(config.epochs * -(-train.shape[1] // size))
+    train = train[:, : train.shape[1] // size * size]  # whole batches: a mask would make log Z(α) one per entry
+    optimizer = common.decaying_adam(config.epochs * train.shape[1] // size)
     chosen, numbers = common.grid(config.rates, config.seeds, config.seed)
     times = len(config.rates)
 
@@ -118,7 +147,9 @@ def compare(config: Config, images: np.ndarray) -> dict[str, Any]:
 
     found = {}
     for name, loss in LOSSES.items():
-        raw = {part: jnp.full((config.seeds, images.shape[1]), value) for part, value in (("alpha", 0.0), ("scale", -2.0))}
+        raw = {
+            part: jnp.full((config.seeds, images.shape[1]), value) for part, value in (("alpha", 0.0), ("scale", -2.0))
+        }
         params = start if loss else {"model": start, "loss": raw}
         fitted = fit_many(
             apply if loss else None, jax.tree.map(lambda leaf: jnp.concatenate([leaf] * times), params),
@@ -128,35 +159,39 @@ def compare(config: Config, images: np.ndarray) -> dict[str, Any]:
         )  # fmt: skip
         reached = np.nanmin(fitted.history["validation_loss"], 1).reshape(times, config.seeds).mean(1)
         at = int(np.argmin(reached))
-        best = jax.tree.map(lambda leaf: leaf[at * config.seeds :][: config.seeds], fitted.params)
+        members = slice(at * config.seeds, (at + 1) * config.seeds)
+        best = jax.tree.map(lambda leaf, members=members: leaf[members], fitted.params)
         model = best if loss else best["model"]
         preds = np.asarray(jax.vmap(apply)(model, images[test]))
         pairs = [(WHITE * pred, WHITE * images[rows]) for pred, rows in zip(preds, test, strict=True)]
         found[name] = {
             "rate": config.rates[at],
-            "reached": reached,
-            "best_epoch": fitted.best_epoch.reshape(times, -1)[at],
             "scores": {metric: [float(of(*pair)) for pair in pairs] for metric, of in METRICS.items()},
             "settings": {} if loss else {key: np.asarray(value) for key, value in settings_of(best["loss"]).items()},
-            "pairs": pairs[0],
+            "pairs": pairs,
         }
-        print(name, reached, found[name]["best_epoch"])
     return found
 
 
-def _draw(folder: Path, images: np.ndarray, found: Any) -> None:
-    figure, _ = common.figure(1)
-    figure.clear()
-    shown = 10
-    figure.set_size_inches(10, 4.4)
-    panels = figure.subplots(len(found) + 1, shown)
-    target = found["mse"]["pairs"][1]
-    pictures = {"test digit": target} | {f"by {name}": one["pairs"][0] for name, one in found.items()}
-    for row, (label, values) in zip(panels, pictures.items(), strict=True):
-        for axes, pixels in zip(row, values, strict=False):
+def _draw(folder: Path, found: Any) -> None:
+    figure = Figure(figsize=(10.5, 4.4), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=(3, 2))
+    pictures = {"digit": found["mse"]["pairs"][0][1]} | {name: one["pairs"][0][0] for name, one in found.items()}
+    for row, (label, values) in zip(left.subplots(len(pictures), 7), pictures.items(), strict=True):
+        for axes, pixels in zip(row, values[::9], strict=False):
             drawn = axes.imshow(pixels.reshape(8, 8), cmap="gray", vmin=0, vmax=WHITE)
             axes.set(xticks=[], yticks=[])
             axes.grid(False)
         row[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=12)
-    figure.colorbar(drawn, ax=panels, label="grey level", shrink=0.8)
+    left.colorbar(drawn, ax=left.axes, label="grey level", shrink=0.7, location="bottom", aspect=40)
+    left.suptitle("test digits, and what each loss makes of them", fontsize=11)
+    axes = right.subplots()
+    for (name, one), color, style in zip(found.items(), (ORANGE, GREEN, BLUE), ("-", "--", "-."), strict=True):
+        errors = np.sort(np.abs(np.concatenate([pred - target for pred, target in one["pairs"]])).ravel())
+        shares = np.arange(1, len(errors) + 1) / len(errors)
+        thin = np.unique(np.searchsorted(errors, np.geomspace(0.02, WHITE, 300)).clip(max=len(errors) - 1))
+        axes.plot(errors[thin], 100 * shares[thin], style, color=color, linewidth=2, label=name)
+    axes.set(xscale="log", xlabel="error at most, grey levels", ylabel="share of the pixels, %", ylim=(0, 101))
+    axes.set_title("barron: many pixels almost right, more far off", fontsize=11)
+    axes.legend(frameon=False)
     figure.savefig(folder / "figure.png", dpi=140)

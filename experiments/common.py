@@ -167,6 +167,7 @@ def grid(rates: Sequence[float], seeds: int, first: int = 0) -> tuple[np.ndarray
     return np.repeat(np.float32(rates), seeds), np.tile(np.arange(first, first + seeds), len(rates))
 
 
+@functools.cache  # the same object for the same number, so that `fit_many` compiles once
 def decaying_adam(steps: int) -> Callable[..., optax.GradientTransformation]:
     """Adam whose learning rate goes to 0 along a cosine, as a function of its first one, as `fit_many` wants it."""
 

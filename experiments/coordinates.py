@@ -1,10 +1,24 @@
 """Where is the object, when one label in ten is wrong? A small CNN trained by squared error and by robust losses.
 
     python -m experiments coordinates
+
+Simulated frames of 32 × 32 pixels: a round object, a square that passes, noise (`data.frames`). The labels are those of
+a tracker, which is lost in 10 % of the frames, all of them with the square partly in front of the object; it then says
+that the object is in the top left corner. The same network is trained by mse, by Huber's loss (δ = 1 pixel), by Tukey's
+(from Huber's network, with its scale from the residuals of that one) and by Barron's likelihood, whose shape and scale
+are learned. Validation labels are as bad as the others: the learning rate is chosen by the median distance from them.
+The test asks for the true centre, in all frames. Then all is done again on other frames (a smaller object, more noise,
+a lost tracker says anything), with the rates found before.
+
+Answer: squared error misses the centre by 2.5 ± 0.2 pixels (mean ± standard error, 3 seeds), Huber's loss by 0.71 ±
+0.01, Tukey's by 0.50 ± 0.05, the learned one by 0.47 ± 0.03: a fifth. It learned α = 0.07, the shape of Cauchy's loss,
+and a scale of 0.2 pixels. On the other frames it is 4.5 ± 2 against 1.53 ± 0.07 (Huber's) and 1.46 ± 0.09 (Tukey's): a
+third. There one of three fits of the learned loss failed (3.8 ± 3), as did one of squared error.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +33,7 @@ from jax.tree_util import Partial
 from experiments import common, data
 from experiments.models import Locator
 from jaxloss import barron_nll, huber, loss_sum, mse, tukey
-from jaxloss.plots.canvas import AMBER, BLUE, GREEN, ORANGE
+from jaxloss.plots.canvas import AMBER, BLUE, GREEN, ORANGE, SKY
 from jaxloss.train import Batch, fit_many, functional
 
 MIDDLE, UNIT = 15.5, 16.0
@@ -27,7 +41,9 @@ MIDDLE, UNIT = 15.5, 16.0
 TUNED = {"radius": 2.5, "noise": 0.1, "lost": "corner"}
 OTHER = {"radius": 2.0, "noise": 0.15, "lost": "anywhere"}
 COLORS = {"mse": ORANGE, "huber": GREEN, "tukey": BLUE, "barron": AMBER}
-TINY = {"frames": 600, "epochs": 12, "seeds": 2, "rates": (0.03,)}
+MARKS = COLORS | {"mse": "#FF8C2B", "tukey": SKY, "huber": "#33CC99"}
+"""Lighter, to be seen on a dark frame."""
+TINY = {"frames": 480, "epochs": 12, "batch_size": 32, "seeds": 2, "rates": (0.03,)}
 
 
 @dataclass(frozen=True)
@@ -38,13 +54,13 @@ class Config:
     """Share of the frames in which the tracker is lost, so that the label is wrong."""
     channels: int = 12
     epochs: int = 20
-    """Tukey's loss starts from Huber's network and has as many again."""
-    batch_size: int = 64
+    """Tukey's loss starts from Huber's network, has as many again and rates a third of these."""
+    batch_size: int = 60
     rates: tuple[float, ...] = (0.003, 0.01, 0.03)
     """Learning rates (Adam, decaying to 0) to choose from."""
     delta: float = 1.0
     """Huber's, in pixels."""
-    seeds: int = 4
+    seeds: int = 3
     """Training sets, networks and orders: seed, seed + 1, …"""
     seed: int = 0
     out: Path | None = None
@@ -53,14 +69,15 @@ class Config:
 
 def run(config: Config, folder: Path) -> dict[str, Any]:
     common.at_least(
-        frames=(config.frames, 20), epochs=(config.epochs, 1), seeds=(config.seeds, 1), channels=(config.channels, 1),
+        frames=(config.frames, 20), batch_size=(config.batch_size, 1), epochs=(config.epochs, 1), seeds=(config.seeds, 1), channels=(config.channels, 1),
         rates=(len(config.rates), 1),
     )  # fmt: skip
     if not 0 <= config.occluded <= 0.2:
         raise common.UserError(f"--occluded {config.occluded}: between 0 and 0.2 (a fifth of the frames can be)")
     if config.delta <= 0 or min(config.rates) <= 0:
         raise common.UserError(f"--delta and --rates must be positive, got {config.delta} and {config.rates}")
-    tuned = compare(config, TUNED, dict.fromkeys(COLORS, config.rates))
+    tried = dict.fromkeys(COLORS, config.rates) | {"tukey": tuple(rate / 3 for rate in config.rates)}
+    tuned = compare(config, TUNED, tried)
     other = compare(config, OTHER, {name: (found["rate"],) for name, found in tuned.items()})
     rows = [
         (name, f"{found['rate']:g}", *(common.with_error(found[part]) for part in ("pixels", "median", "occluded")),
@@ -91,7 +108,7 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
         f"on average, mse by {means['tuned']['mse']:.2f}."
     )
     print(answer)
-    _draw(folder, config, tuned, other, best)
+    _draw(folder, tuned, other, best)
     kept = ("rate", "pixels", "median", "occluded", "settings")
     each = {
         setting: {loss: {name: one[name] for name in kept} for loss, one in found.items()}
@@ -103,6 +120,22 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
 def settings_of(raw: Any) -> dict[str, jax.Array]:
     """Barron's shape in (0, 2) and scale, from numbers without bounds."""
     return {"alpha": 2 * jax.nn.sigmoid(raw["alpha"]), "scale": 1e-3 + jax.nn.softplus(raw["scale"])}
+
+
+def learned(apply: Callable, params: Any, batch: Batch) -> Any:
+    """The objective whose parameters are those of the network and those of Barron's loss."""
+    loss = Partial(barron_nll, **settings_of(params["loss"]))
+    return loss_sum(loss, apply(params["model"], batch.x), batch.target, where=batch.where)
+
+
+@functools.partial(jax.jit, static_argnames=("apply", "each"))
+def _predictions(apply: Callable, params: Any, image: jax.Array, each: bool) -> jax.Array:
+    return MIDDLE + UNIT * jax.vmap(apply, (0, 0 if each else None))(params, image)
+
+
+def predictions(apply: Callable, params: Any, image: np.ndarray, each: bool = False) -> np.ndarray:
+    """Of several networks, in pixels: of the same images, or of each one's own."""
+    return np.asarray(_predictions(apply, params, image, each))
 
 
 def compare(config: Config, setting: dict[str, Any], rates: dict[str, tuple[float, ...]]) -> dict[str, Any]:
@@ -122,16 +155,8 @@ def compare(config: Config, setting: dict[str, Any], rates: dict[str, tuple[floa
     def scaled(frames: data.Frames) -> tuple[np.ndarray, np.ndarray]:
         return frames.image, (frames.label - MIDDLE) / UNIT
 
-    @jax.jit
-    def predict(params: Any, image: Any) -> jax.Array:
-        return MIDDLE + UNIT * jax.vmap(apply, (0, None))(params, image)
-
     def distances(params: Any, frames: data.Frames, target: np.ndarray) -> np.ndarray:
-        return np.linalg.norm(np.asarray(predict(params, frames.image)) - target[None], axis=-1)
-
-    def learned(params: Any, batch: Batch) -> Any:
-        loss = Partial(barron_nll, **settings_of(params["loss"]))
-        return loss_sum(loss, apply(params["model"], batch.x), batch.target, where=batch.where)
+        return np.linalg.norm(predictions(apply, params, frames.image) - target[None], axis=-1)
 
     def best(name: str, start: Any, loss: Callable | None, loss_settings: Any = None) -> dict[str, Any]:
         chosen, numbers = common.grid(rates[name], seeds, config.seed)
@@ -139,9 +164,9 @@ def compare(config: Config, setting: dict[str, Any], rates: dict[str, tuple[floa
         repeated = jax.tree.map(lambda leaf: jnp.concatenate([leaf] * len(rates[name])), start)
         every = {key: np.tile(values, len(rates[name])) for key, values in (loss_settings or {}).items()}
         fitted = fit_many(
-            apply if loss else None, repeated, scaled(train), loss=loss, objective=None if loss else learned,
-            optimizer=optimizer, optimizer_settings={"learning_rate": chosen}, loss_settings=every, rows=places,
-            seeds=numbers, epochs=config.epochs, batch_size=min(config.batch_size, count),
+            apply if loss else None, repeated, scaled(train), loss=loss,
+            objective=None if loss else Partial(learned, Partial(apply)), optimizer=optimizer,
+            optimizer_settings={"learning_rate": chosen}, loss_settings=every, rows=places, seeds=numbers, epochs=config.epochs, batch_size=min(config.batch_size, count),
             validation=scaled(validation),
         ).params  # fmt: skip
         model = fitted if loss else fitted["model"]
@@ -158,15 +183,15 @@ def compare(config: Config, setting: dict[str, Any], rates: dict[str, tuple[floa
             "settings": {key: np.asarray(value).tolist() for key, value in settings_of(fitted["loss"]).items()}
             if loss is None
             else {},
-            "preds": np.asarray(predict(model, test.image)),
+            "preds": predictions(apply, model, test.image),
             "test": test,
         }
 
     found = {"mse": best("mse", start, mse)}
     found["huber"] = best("huber", start, Partial(huber, delta=config.delta / UNIT))
-    place = predict(found["huber"]["params"], train.image).reshape(seeds, seeds, count, 2)
-    residuals = np.abs(np.stack([place[k, k] for k in range(seeds)]) - train.label.reshape(seeds, count, 2))
-    scales = 4.685 * np.median(residuals.reshape(seeds, -1), 1) / 0.6745 / UNIT
+    own = train.image.reshape(seeds, count, *train.image.shape[1:])
+    residuals = predictions(apply, found["huber"]["params"], own, each=True) - train.label.reshape(seeds, count, 2)
+    scales = 4.685 / 0.6745 * np.median(np.abs(residuals).reshape(seeds, -1), 1) / UNIT
     found["tukey"] = best("tukey", found["huber"]["params"], tukey, {"scale": scales.astype(np.float32)})
     zeros = {name: jnp.zeros(seeds) for name in ("alpha", "scale")}
     found["barron"] = best("barron", {"model": start, "loss": zeros}, None)
@@ -175,31 +200,40 @@ def compare(config: Config, setting: dict[str, Any], rates: dict[str, tuple[floa
     return found
 
 
-def _draw(folder: Path, config: Config, tuned: Any, other: Any, best: str) -> None:
-    figure, (*panels, right) = common.figure(4, height=3.9)
-    figure.set_size_inches(13.5, 3.9)
+def _draw(folder: Path, tuned: Any, other: Any, best: str) -> None:
+    figure, (*panels, right) = common.figure(4, height=4.3)
+    figure.set_size_inches(14, 4.3)
     test = tuned["mse"]["test"]
     shown = np.flatnonzero(test.occluded)[:2].tolist() + np.flatnonzero(~test.occluded)[:1].tolist()
     for axes, number in zip(panels, shown, strict=False):
         axes.imshow(test.image[number, :, :, 0], cmap="gray")
-        marks = {"truth": (test.centre[number], "o", "white"), "label": (test.label[number], "x", "#FF6666")}
-        for name in ("mse", best):
-            marks[name] = (tuned[name]["preds"][0, number], {"mse": "^"}.get(name, "s"), COLORS[name])
+        marks = {"true centre": (test.centre[number], "o", "white"), "label": (test.label[number], "x", "#FF6666")}
+        for name, marker in (("mse", "^"), (best, "s")):
+            marks[f"by {name}"] = (tuned[name]["preds"][0, number], marker, MARKS[name])
         for name, ((row, column), marker, color) in marks.items():
-            hollow = {} if marker == "x" else {"markerfacecolor": "none"}
-            size = 15 if name == "truth" else 10
-            axes.plot(column, row, marker, color=color, markersize=size, markeredgewidth=2.5, label=name, **hollow)
+            size = 16 if name == "true centre" else 10
+            axes.plot(
+                column, row, marker, color=color, markersize=size, fillstyle="none", markeredgewidth=2.5, label=name
+            )
         axes.grid(False)
         axes.set(xlabel="column, pixels", title="tracker lost" if test.occluded[number] else "tracker right")
     panels[0].set_ylabel("row, pixels")
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower left", ncols=4, facecolor="#888888", labelcolor="white")
-    for number, name in enumerate(COLORS):
-        for found, marker, shift in ((tuned, "o", -0.12), (other, "s", 0.12)):
-            fill = name_fill = COLORS[name] if marker == "o" else "none"
-            del name_fill
+    figure.legend(handles, labels, loc="outside lower left", ncols=4, facecolor="#777777", labelcolor="white")
+    for found, marker, fill, shift, label in (
+        (tuned, "o", "full", -0.12, "these frames"),
+        (other, "s", "none", 0.12, "other frames, same rates"),
+    ):
+        for number, name in enumerate(COLORS):
             pixels = found[name]["pixels"]
-            right.plot([number + shift] * len(pixels), pixels, marker, color=COLORS[name], markerfacecolor=fill)
+            told = label if number == 0 else None
+            style = {"color": COLORS[name], "fillstyle": fill, "markersize": 7, "label": told}
+            right.plot([number + shift] * len(pixels), pixels, marker, **style)
     right.set_xticks(range(len(COLORS)), list(COLORS))
-    right.set(yscale="log", ylabel="mean distance from the centre, pixels", title="test frames, each seed")
+    right.set(
+        yscale="log", xlim=(-0.5, len(COLORS) - 0.5), ylim=(0.25, 16), ylabel="mean distance from the centre, pixels"
+    )
+    right.set_yticks([0.3, 1, 3, 10], ["0.3", "1", "3", "10"])
+    right.set_title("test frames, one mark a seed", fontsize=11)
+    right.legend(frameon=False, fontsize=9, loc="upper right")
     figure.savefig(folder / "figure.png", dpi=140)

@@ -45,3 +45,14 @@ class Locator(nnx.Module):
         scores = jax.nn.softmax(votes[..., 0].reshape(len(x), -1))
         places = (votes[..., 1:] + grid[None]).reshape(len(x), -1, 2)
         return jnp.einsum("nc,nck->nk", scores, places)
+
+
+class Autoencoder(nnx.Module):
+    """An MLP down to a linear code, and its mirror image back; widths are those from the input to the code."""
+
+    def __init__(self, widths: Sequence[int], *, rngs: nnx.Rngs):
+        self.encoder = MLP(widths, rngs=rngs)
+        self.decoder = MLP(widths[::-1], rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.decoder(self.encoder(x))

@@ -1,6 +1,22 @@
 """What does TD learning find on a random walk: the mean return by which loss, and the whole distribution of returns?
 
-python -m experiments value
+    python -m experiments value
+
+A walk goes left or right with equal chances through nine states, until it leaves; leaving on the right earns a reward of
+1, one step in ten costs a fee of 0.3, and γ = 0.95. The values are known in closed form, the distribution of the return
+by dynamic programming. A table is trained by TD(0) on 20,000 transitions, five times: by squared error and Huber's loss
+on the TD error, and by quantile-Huber between every pair of quantiles (QR-DQN), 32 of them. The rate is chosen by the
+returns of held-out walks: RMSE for values, quantile loss for quantiles. Then all is done again on another walk (seven
+states, γ = 0.9, a fee of 0.5 one time in twenty) with the rates found before.
+
+Answer: squared error is right to 1.2 ± 0.2 % of the range of the values (RMS over states; 0.84 rewards), and 1.0 % on
+the other walk. Huber's loss with δ = 1, which no TD error exceeds, is the same thing. With δ = 0.1 it is off by 19 and
+21 %: it looks for the median of two targets that are equally likely and far apart, and every number between is one.
+
+Quantile-Huber is biased by its δ, which rounds quantiles off towards expectiles, so δ must be small beside the returns:
+its quantiles are off by 0.24 rewards with δ = 1, the default of DQN, by 0.13 with δ = 0.1 and by 0.033 ± 0.001 with
+δ = 0.001 (mean over states and levels; on the other walk 0.18, 0.09 and 0.025). What is left is mostly in the lowest
+level, for a table of quantiles cannot hold the tail below its last one.
 """
 
 from __future__ import annotations
@@ -121,13 +137,14 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
     for setting, found in settings.items():
         means = {name: {key: float(np.mean(one[key])) for key in one if key in ERRORS} for name, one in found.items()}
         sharp, blunt, smallest = means[SHARP], means["quantile_huber", 1.0], means["huber", min(DELTAS["huber"])]
+        sharp_name = f"δ = {SHARP[1]:g}"
         claims |= {
             f"{setting}: squared error's values are within 2 % of their range (RMS)": means["mse", None]["rmsve"]
             < 0.02,
             f"{setting}: Huber's with δ = 1 too, and with δ = 0.1 they are off by more than 10 %": (
                 means["huber", 1.0]["rmsve"] < 0.02 and smallest["rmsve"] > 0.1
             ),
-            f"{setting}: quantile-Huber's quantiles are within 0.05 rewards with δ = {SHARP[1]:g}, and not with δ = 1": (
+            f"{setting}: quantile-Huber's quantiles are within 0.05 rewards with {sharp_name}, and not with δ = 1": (
                 sharp["quantiles"] < 0.05 < blunt["quantiles"]
             ),
         }

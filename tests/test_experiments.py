@@ -1,11 +1,13 @@
 """Every experiment, run small: what it writes, and that what its docstring claims holds."""
 
+import importlib
 import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from experiments.__main__ import main, names
@@ -74,6 +76,13 @@ REFUSED = {
     "too few trips": (["units", "--rows", "5"], "--rows"),
     "too few people": (["multi_output", "--rows", "5"], "--rows"),
     "too many typos": (["outliers", "--typos", "9"], "typos"),
+    "no frames": (["coordinates", "--frames", "0"], "--frames"),
+    "too many lost": (["coordinates", "--occluded", "0.9"], "--occluded"),
+    "no code": (["autoencoder", "--code", "0"], "--code"),
+    "no rate": (["autoencoder", "--rates", "0"], "--rates"),
+    "no transitions": (["value", "--transitions", "0"], "--transitions"),
+    "no epochs": (["value", "--epochs", "0"], "--epochs"),
+    "unknown setting of value": (["value", "--epoch", "1"], "--epochs"),
     "batch too large": (["mlp", "--batch-size", "100000"], "batch_size"),
 }
 
@@ -197,3 +206,67 @@ def test_outliers_spoil_squared_error_alone(tmp_path, capsys):
     assert len(found["typos"]) == 8
     assert_complete(tmp_path / "outliers", result)
     assert "dominated by outliers" in capsys.readouterr().out
+
+
+def tiny(name):
+    """The words that give an experiment its tiny settings."""
+    settings = importlib.import_module(f"experiments.{name}").TINY
+    for setting, value in settings.items():
+        yield f"--{setting.replace('_', '-')}"
+        yield from map(str, value if isinstance(value, tuple) else [value])
+
+
+@pytest.mark.slow
+def test_coordinates_survive_bad_labels_by_a_robust_loss(tmp_path, capsys):
+    code, result = run(tmp_path, "coordinates", *tiny("coordinates"))
+    assert code == 0
+    for setting in ("tuned", "other"):
+        means = dict(result["means"][setting])
+        assert means.pop("mse") > 2 * min(means.values())
+    assert "With 10 % bad labels" in result["answer"]
+    assert result["answer"] in capsys.readouterr().out
+    assert_complete(tmp_path / "coordinates", result)
+
+
+@pytest.mark.slow
+def test_autoencoder_no_loss_wins_every_metric(tmp_path, capsys):
+    code, result = run(tmp_path, "autoencoder", *tiny("autoencoder"))
+    assert code == 0
+    documented = importlib.import_module("experiments.autoencoder").__doc__
+    for metric, name in result["winners"].items():
+        assert any(line.strip().startswith(metric) and line.endswith(name) for line in documented.splitlines())
+        sizes = {loss: abs(sum(values)) for loss, values in result["scores"][metric].items()}
+        assert min(sizes, key=sizes.get) == name
+    assert result["answer"].startswith("No loss wins every metric")
+    assert result["answer"] in capsys.readouterr().out
+    assert_complete(tmp_path / "autoencoder", result)
+
+
+@pytest.mark.slow
+def test_value_finds_the_values_and_the_quantiles(tmp_path, capsys):
+    code, result = run(tmp_path, "value", *tiny("value"))
+    assert code == 0
+    assert len(result["claims"]) == 6
+    for found in result["each"].values():
+        assert max(found["mse"]["rmsve"]) < 0.02
+        assert max(found["quantile_huber, δ = 0.001"]["quantiles"]) < 0.05
+        assert min(found["quantile_huber, δ = 1"]["quantiles"]) > 0.1
+    assert result["answer"] in capsys.readouterr().out
+    assert_complete(tmp_path / "value", result)
+
+
+def test_value_knows_the_truth():
+    """The closed form against the linear equations, and both truths against whole walks."""
+    from experiments import data, value
+
+    walk = data.Walk(states=4, discount=0.8, fee=0.5, chance=0.2)
+    step = 0.5 * (np.eye(4, k=1) + np.eye(4, k=-1))
+    reward = np.array([0, 0, 0, 0.5]) - 0.1
+    found = value.values(walk)
+    np.testing.assert_allclose(found, np.linalg.solve(np.eye(4) - 0.8 * step, reward), rtol=1e-12)
+    drawn, levels = data.returns(walk, 20_000, 0), value.midpoints(50)
+    assert np.abs(drawn.mean(1) - found).max() < 0.02
+    exact = value.exact_quantiles(walk, levels)
+    observed = np.quantile(drawn, levels, axis=1, method="inverted_cdf").T
+    assert np.abs(exact - observed).mean() < 0.01
+    assert np.abs(value.exact_quantiles(walk, value.midpoints(2000)).mean(1) - found).max() < 0.005

@@ -69,8 +69,8 @@ class Config:
 
 def run(config: Config, folder: Path) -> dict[str, Any]:
     common.at_least(
-        frames=(config.frames, 20), batch_size=(config.batch_size, 1), epochs=(config.epochs, 1), seeds=(config.seeds, 1), channels=(config.channels, 1),
-        rates=(len(config.rates), 1),
+        frames=(config.frames, 20), channels=(config.channels, 1), batch_size=(config.batch_size, 1),
+        epochs=(config.epochs, 1), seeds=(config.seeds, 1), rates=(len(config.rates), 1),
     )  # fmt: skip
     if not 0 <= config.occluded <= 0.2:
         raise common.UserError(f"--occluded {config.occluded}: between 0 and 0.2 (a fifth of the frames can be)")
@@ -166,8 +166,8 @@ def compare(config: Config, setting: dict[str, Any], rates: dict[str, tuple[floa
         fitted = fit_many(
             apply if loss else None, repeated, scaled(train), loss=loss,
             objective=None if loss else Partial(learned, Partial(apply)), optimizer=optimizer,
-            optimizer_settings={"learning_rate": chosen}, loss_settings=every, rows=places, seeds=numbers, epochs=config.epochs, batch_size=min(config.batch_size, count),
-            validation=scaled(validation),
+            optimizer_settings={"learning_rate": chosen}, loss_settings=every, rows=places, seeds=numbers,
+            epochs=config.epochs, batch_size=min(config.batch_size, count), validation=scaled(validation),
         ).params  # fmt: skip
         model = fitted if loss else fitted["model"]
         medians = np.median(distances(model, validation, validation.label), 1).reshape(-1, seeds).mean(1)

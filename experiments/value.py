@@ -2,8 +2,8 @@
 
     python -m experiments value
 
-A walk goes left or right with equal chances through nine states, until it leaves; leaving on the right earns a reward of
-1, one step in ten costs a fee of 0.3, and γ = 0.95. The values are known in closed form, the distribution of the return
+A walk goes left or right with equal chances through nine states, until it leaves; leaving on the right earns 1 reward,
+one step in ten costs a fee of 0.3, and γ = 0.95. The values are known in closed form, the distribution of the return
 by dynamic programming. A table is trained by TD(0) on 20,000 transitions, five times: by squared error and Huber's loss
 on the TD error, and by quantile-Huber between every pair of quantiles (QR-DQN), 32 of them. The rate is chosen by the
 returns of held-out walks: RMSE for values, quantile loss for quantiles. Then all is done again on another walk (seven

@@ -12,8 +12,13 @@ a lost tracker says anything), with the rates found before.
 
 Answer: squared error misses the centre by 2.5 ± 0.2 pixels (mean ± standard error, 3 seeds), Huber's loss by 0.71 ±
 0.01, Tukey's by 0.50 ± 0.05, the learned one by 0.47 ± 0.03: a fifth. It learned α = 0.07, the shape of Cauchy's loss,
-and a scale of 0.2 pixels. On the other frames it is 4.5 ± 2 against 1.53 ± 0.07 (Huber's) and 1.46 ± 0.09 (Tukey's): a
-third. There one of three fits of the learned loss failed (3.8 ± 3), as did one of squared error.
+and a scale of 0.2 pixels.
+
+On the other frames the order is the same and the gap smaller: squared error misses by 8.6, 2.8 and 2.2 pixels with the
+three seeds, Huber's by 1.7, 1.5 and 1.4, Tukey's by 1.6, 1.5 and 1.3, the learned one by 8.9, 1.8 and 0.7. At 8 pixels
+and more the network has died and says the middle of the frame, at a rate that was too high for these frames. Without
+that seed Tukey's distance is not half of squared error's but 0.56 of it: labels that are anywhere pull less than
+labels that are all in one corner.
 """
 
 from __future__ import annotations
@@ -96,11 +101,12 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
         for name, found in {"tuned": tuned, "other": other}.items()
     }
     best = min(means["tuned"], key=means["tuned"].__getitem__)
+    found = means["tuned"]
     claims = {
-        f"{setting}: the best robust loss halves squared error's mean distance": (
-            min(mean for loss, mean in found.items() if loss != "mse") < 0.5 * found["mse"]
-        )
-        for setting, found in means.items()
+        "the best robust loss halves squared error's mean distance": found[best] < 0.5 * found["mse"],
+        "on the other frames Tukey's is nearer than squared error with every seed": bool(
+            np.all(np.array(other["tukey"]["pixels"]) < np.array(other["mse"]["pixels"]))
+        ),
     }
     common.print_claims(claims)
     answer = (

@@ -220,9 +220,11 @@ def tiny(name):
 def test_coordinates_survive_bad_labels_by_a_robust_loss(tmp_path, capsys):
     code, result = run(tmp_path, "coordinates", *tiny("coordinates"))
     assert code == 0
-    for setting in ("tuned", "other"):
-        means = dict(result["means"][setting])
-        assert means.pop("mse") > 2 * min(means.values())
+    means = result["means"]["tuned"]
+    assert means["mse"] > 2 * means[result["best"]]
+    assert result["best"] != "mse"
+    other = result["each"]["other"]
+    assert all(robust < squared for robust, squared in zip(other["tukey"]["pixels"], other["mse"]["pixels"]))
     assert "With 10 % bad labels" in result["answer"]
     assert result["answer"] in capsys.readouterr().out
     assert_complete(tmp_path / "coordinates", result)

@@ -38,15 +38,15 @@ from jax.tree_util import Partial
 from experiments import common, data
 from experiments.models import Locator
 from jaxloss import barron_nll, huber, loss_sum, mse, tukey
-from jaxloss.plots.canvas import AMBER, BLUE, GREEN, ORANGE, SKY
+from jaxloss.plots.canvas import BLUE, GREEN, ORANGE, PURPLE, SKY
 from jaxloss.train import Batch, fit_many, functional
 
 MIDDLE, UNIT = 15.5, 16.0
 """Of a frame, in pixels, and half its size: the network's units."""
 TUNED = {"radius": 2.5, "noise": 0.1, "lost": "corner"}
 OTHER = {"radius": 2.0, "noise": 0.15, "lost": "anywhere"}
-COLORS = {"mse": ORANGE, "huber": GREEN, "tukey": BLUE, "barron": AMBER}
-MARKS = COLORS | {"mse": "#FF8C2B", "tukey": SKY, "huber": "#33CC99"}
+COLORS = {"mse": ORANGE, "huber": GREEN, "tukey": PURPLE, "barron": BLUE}
+MARKS = COLORS | {"mse": "#FF8C2B", "barron": SKY, "huber": "#33CC99"}
 """Lighter, to be seen on a dark frame."""
 TINY = {"frames": 480, "epochs": 12, "batch_size": 32, "seeds": 2, "rates": (0.03,)}
 

@@ -285,8 +285,35 @@ def need_positive(config: Any, *names: str) -> None:
             raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be positive")
 
 
+def grid(rates: Sequence[float], seeds: int, first: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """The learning rate and the seed of each member of a sweep, every rate with seeds first, first + 1, …"""
+    return np.repeat(np.float32(rates), seeds), np.tile(np.arange(first, first + seeds), len(rates))
+
+
+@functools.cache  # the same object for the same number, so that `fit_many` compiles once
+def decaying_adam(steps: int) -> Callable[..., optax.GradientTransformation]:
+    """Adam whose learning rate goes to 0 along a cosine, as a function of its first one, as `fit_many` wants it."""
+
+    def optimizer(learning_rate: Any) -> optax.GradientTransformation:
+        return optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
+
+    return optimizer
+
+
+def mean_and_error(values: Any) -> tuple[float, float]:
+    """The mean over repetitions and its standard error; NaN of fewer than two."""
+    values = np.asarray(values, np.float64)
+    return float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
+
+
+def with_error(values: Any) -> str:
+    """The mean ± its standard error, as a cell of a table."""
+    mean, error = mean_and_error(values)
+    return f"{mean:.3g} ± {error:.1g}" if np.isfinite(error) else f"{mean:.3g}"
+
+
 def print_claims(claims: dict[str, bool]) -> None:
-    """One line a claim."""
+    """Each claim, and whether it holds."""
     for claim, holds in claims.items():
         print(f"{'yes' if holds else 'NO '}  {claim}")
 
@@ -294,3 +321,10 @@ def print_claims(claims: dict[str, bool]) -> None:
 def print_rates(rates: dict[str, float]) -> None:
     """The learning rate chosen for each loss."""
     print("learning rates: " + ", ".join(f"{name} {rate:g}" for name, rate in rates.items()))
+
+
+def at_least(**least: tuple[Any, float]) -> None:
+    """Refuse settings below what makes sense: at_least(frames=(config.frames, 10))."""
+    for name, (value, bound) in least.items():
+        if value < bound:
+            raise UserError(f"--{name.replace('_', '-')} {value}: at least {bound}")

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.special import gammaincinv
-from sklearn.datasets import load_diabetes
+from sklearn.datasets import load_diabetes, load_digits
 
 from jaxloss import Standardizer
 
@@ -189,3 +189,93 @@ class Recordings(NamedTuple):
     clean: np.ndarray
     first: np.ndarray
     second: np.ndarray
+
+
+class Frames(NamedTuple):
+    """Pictures of an object and where its centre is: by the label, and in truth."""
+
+    image: np.ndarray
+    """Of shape (frames, 32, 32, 1)."""
+    label: np.ndarray
+    """The centre as the tracker tells it, in pixels from the top left: (row, column)."""
+    centre: np.ndarray
+    """The centre as it is."""
+    occluded: np.ndarray
+    """Whether something was in front of the object, of shape (frames,)."""
+
+
+def frames(number: int, seed: int, *, radius: float, noise: float, occluded: float, lost: str) -> Frames:
+    """Simulated 32 × 32 frames of a round object, by which a square of 9 × 9 pixels passes.
+
+    object = b·exp(−d²/(2·radius²)), b ~ Uniform(0.7, 1.3), its centre uniform at least 4 pixels from the edge; the
+    square, of one brightness ~ Uniform(0, 1), hides what is behind it: its middle is uniform too, but at least 4 pixels
+    from the object's centre; then noise·N(0, 1) in every pixel.
+    label = centre + 0.3·N(0, 1), by a tracker. Of the frames in which the square is within 8 pixels, so that it is
+    partly in front of the object, the tracker is lost in so many that they are the share `occluded` of all frames, on
+    average. lost: "anywhere", its label is then uniform over the frame; "corner", 3 pixels from the top left.
+    """
+    if lost not in ("anywhere", "corner"):
+        raise ValueError(f"frames: lost must be 'anywhere' or 'corner', got {lost!r}")
+    rng = np.random.default_rng(seed)
+    centre, square = rng.uniform(4, 27, (2, number, 2))
+    while (close := np.linalg.norm(square - centre, axis=1) < 4).any():
+        square[close] = rng.uniform(4, 27, (close.sum(), 2))
+    touching = np.linalg.norm(square - centre, axis=1) < 8
+    hidden = touching & (rng.random(number) < occluded / max(touching.mean(), 1 / number))
+    pixels = np.arange(32)
+    rows, columns = (np.square(pixels - centre[:, [axis]]) for axis in (0, 1))
+    squares = rows[:, :, None] + columns[:, None, :]
+    image = rng.uniform(0.7, 1.3, (number, 1, 1)) * np.exp(-squares / (2 * radius**2))
+    over_rows, over_columns = (np.abs(pixels - square[:, [axis]]) < 4.5 for axis in (0, 1))
+    covered = over_rows[:, :, None] & over_columns[:, None, :]
+    image = np.where(covered, rng.uniform(0, 1, (number, 1, 1)), image) + noise * rng.normal(size=image.shape)
+    wrong = rng.uniform(0, 31, (number, 2)) if lost == "anywhere" else np.full((number, 2), 3.0)
+    label = np.where(hidden[:, None], wrong, centre + 0.3 * rng.normal(size=(number, 2)))
+    return Frames(*(part.astype(np.float32) for part in (image[..., None], label, centre)), hidden)
+
+
+class Walk(NamedTuple):
+    """A random walk on states 1 … n that ends when it leaves on either side."""
+
+    states: int
+    discount: float
+    fee: float
+    """What a step costs …"""
+    chance: float
+    """… with this probability; mostly a step is free. Leaving on the right earns 1."""
+
+
+def transitions(walk: Walk, rows: int, seed: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Steps from states drawn uniformly, of shape (rows,) and (rows, 1): the state, the next one and whether the walk
+    goes on there; and the reward, of shape (rows, 1). States are counted from 0 here."""
+    rng = np.random.default_rng(seed)
+    state = rng.integers(0, walk.states, rows)
+    following = state + rng.choice((-1, 1), rows)
+    reward = (following == walk.states) - walk.fee * (rng.random(rows) < walk.chance)
+    goes_on = (following >= 0) & (following < walk.states)
+    x = {
+        "state": state.astype(np.int32),
+        "next": following.clip(0, walk.states - 1).astype(np.int32),
+        "goes_on": goes_on[:, None].astype(np.float32),
+    }
+    return x, reward[:, None].astype(np.float32)
+
+
+def returns(walk: Walk, episodes: int, seed: int) -> np.ndarray:
+    """Discounted sums of rewards of whole walks from each state, of shape (states, episodes)."""
+    rng = np.random.default_rng(seed)
+    state = np.repeat(np.arange(walk.states), episodes)
+    total, factor, going = np.zeros(len(state)), 1.0, np.ones(len(state), bool)
+    while going.any() and factor > 1e-6:
+        state = state + rng.choice((-1, 1), len(state))
+        reward = (state == walk.states) - walk.fee * (rng.random(len(state)) < walk.chance)
+        total += np.where(going, factor * reward, 0)
+        going &= (state >= 0) & (state < walk.states)
+        factor *= walk.discount
+    return total.reshape(walk.states, episodes)
+
+
+def digits() -> np.ndarray:
+    """1797 handwritten digits of 8 × 8 pixels in grey levels 0 to 16, of shape (1797, 64) (UCI, shipped with
+    scikit-learn)."""
+    return load_digits().data

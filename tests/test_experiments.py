@@ -95,6 +95,13 @@ REFUSED = {
     "too many typos": (["outliers", "--typos", "9"], "typos"),
     "unknown in the gallery": (["gallery", "--only", "liner"], "linear"),
     "no data": (["nist", "--data", "nowhere"], "nowhere"),
+    "no frames": (["coordinates", "--frames", "0"], "--frames"),
+    "too many lost": (["coordinates", "--occluded", "0.9"], "--occluded"),
+    "no code": (["autoencoder", "--code", "0"], "--code"),
+    "no rate": (["autoencoder", "--rates", "0"], "--rates"),
+    "no transitions": (["value", "--transitions", "0"], "--transitions"),
+    "no epochs": (["value", "--epochs", "0"], "--epochs"),
+    "unknown setting of value": (["value", "--epoch", "1"], "--epochs"),
     "batch too large": (["mlp", "--batch-size", "100000"], "batch_size"),
 }
 
@@ -426,3 +433,61 @@ def test_fit_seeds_takes_the_rate_of_the_lowest_validation_loss():
         alone = train.fit(line, starts[seed], learned, validation=held_out, optimizer=optimizer, seed=seed, **shared)
         for name, value in alone.params.items():
             assert float(found.params[name][seed]) == pytest.approx(float(value), rel=1e-3)
+
+
+@pytest.mark.slow
+def test_coordinates_survive_bad_labels_by_a_robust_loss(tmp_path, capsys):
+    code, result = tiny(tmp_path, "coordinates")
+    assert code == 0
+    means = result["means"]["tuned"]
+    assert means["mse"] > 2 * means[result["best"]]
+    assert result["best"] != "mse"
+    other = result["each"]["other"]
+    assert all(robust < squared for robust, squared in zip(other["tukey"]["pixels"], other["mse"]["pixels"]))
+    assert "With 10 % bad labels" in result["answer"]
+    assert result["answer"] in capsys.readouterr().out
+    assert_complete(tmp_path / "coordinates", result)
+
+
+@pytest.mark.slow
+def test_autoencoder_no_loss_wins_every_metric(tmp_path, capsys):
+    code, result = tiny(tmp_path, "autoencoder")
+    assert code == 0
+    documented = importlib.import_module("experiments.autoencoder").__doc__
+    for metric, name in result["winners"].items():
+        assert any(line.strip().startswith(metric) and line.endswith(name) for line in documented.splitlines())
+        sizes = {loss: abs(sum(values)) for loss, values in result["scores"][metric].items()}
+        assert min(sizes, key=sizes.get) == name
+    assert result["answer"].startswith("No loss wins every metric")
+    assert result["answer"] in capsys.readouterr().out
+    assert_complete(tmp_path / "autoencoder", result)
+
+
+@pytest.mark.slow
+def test_value_finds_the_values_and_the_quantiles(tmp_path, capsys):
+    code, result = tiny(tmp_path, "value")
+    assert code == 0
+    assert len(result["claims"]) == 6
+    for found in result["each"].values():
+        assert max(found["mse"]["rmsve"]) < 0.02
+        assert max(found["quantile_huber, δ = 0.001"]["quantiles"]) < 0.05
+        assert min(found["quantile_huber, δ = 1"]["quantiles"]) > 0.1
+    assert result["answer"] in capsys.readouterr().out
+    assert_complete(tmp_path / "value", result)
+
+
+def test_value_knows_the_truth():
+    """The closed form against the linear equations, and both truths against whole walks."""
+    from experiments import data, value
+
+    walk = data.Walk(states=4, discount=0.8, fee=0.5, chance=0.2)
+    step = 0.5 * (np.eye(4, k=1) + np.eye(4, k=-1))
+    reward = np.array([0, 0, 0, 0.5]) - 0.1
+    found = value.values(walk)
+    np.testing.assert_allclose(found, np.linalg.solve(np.eye(4) - 0.8 * step, reward), rtol=1e-12)
+    drawn, levels = data.returns(walk, 20_000, 0), value.midpoints(50)
+    assert np.abs(drawn.mean(1) - found).max() < 0.02
+    exact = value.exact_quantiles(walk, levels)
+    observed = np.quantile(drawn, levels, axis=1, method="inverted_cdf").T
+    assert np.abs(exact - observed).mean() < 0.01
+    assert np.abs(value.exact_quantiles(walk, value.midpoints(2000)).mean(1) - found).max() < 0.005

@@ -63,6 +63,7 @@ def test_figures_are_those_of_numpy():
     np.testing.assert_allclose(figures["top_share"], (w * r * r)[order][::-1][top].sum() / total / mse, 0.1)
 
 
+@pytest.mark.slow
 def test_parts_of_a_stream_give_what_the_whole_gives():
     pred, target = RANDOM.normal(size=(2, ROWS, 2)).astype(np.float32)
     halves = (np.arange(ROWS)[:, None] < ROWS // 2, np.arange(ROWS)[:, None] >= ROWS // 2)

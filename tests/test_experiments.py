@@ -145,6 +145,7 @@ def test_kernels_runs_small(tmp_path):
     assert_complete(tmp_path / "kernels", result)
 
 
+@pytest.mark.slow
 def test_accuracy_keeps_its_bars_and_shows_the_others(tmp_path, capsys):
     _, result = tiny(tmp_path, "accuracy")
     assert result["claims"] == {"log_cosh keeps the bars": True, "smape keeps the bars": True}
@@ -158,6 +159,7 @@ def test_accuracy_keeps_its_bars_and_shows_the_others(tmp_path, capsys):
     assert_complete(tmp_path / "accuracy", result)
 
 
+@pytest.mark.slow
 def test_speed_runs_small(tmp_path):
     """Its claims are about a quiet machine and are not asserted here, only that every part runs."""
     _, result = tiny(tmp_path, "speed")
@@ -177,6 +179,7 @@ def test_noise_compares_distributions(tmp_path):
     assert_complete(tmp_path / "noise", result)
 
 
+@pytest.mark.slow
 def test_units(tmp_path):
     code, result = tiny(tmp_path, "units")
     assert code == 0
@@ -201,6 +204,7 @@ def test_multi_output(tmp_path):
     assert_complete(tmp_path / "multi_output", result)
 
 
+@pytest.mark.slow
 def test_calibrate_on_few_samples(tmp_path):
     """Few samples: what they show of rates is left to the whole run, and to the slow tests of diagnose."""
     code, result = tiny(tmp_path, "calibrate")
@@ -211,6 +215,7 @@ def test_calibrate_on_few_samples(tmp_path):
     assert_complete(tmp_path / "calibrate", result)
 
 
+@pytest.mark.slow
 def test_outliers_spoil_squared_error_alone(tmp_path, capsys):
     """On one data set, where the claims hold as they do over ten."""
     code, result = tiny(tmp_path, "outliers")
@@ -242,6 +247,7 @@ def test_nist_finds_the_digits(tmp_path, capsys):
     assert_complete(tmp_path / "nist", result)
 
 
+@pytest.mark.slow
 def test_bench_stats_runs_small(tmp_path):
     """Whether the bars are kept is for a run of the size it is about."""
     code, result = tiny(tmp_path, "bench_stats")
@@ -291,6 +297,7 @@ def test_gallery_tells_all_and_goes_on(tmp_path, capsys):
     assert result["claims"] == {}
 
 
+@pytest.mark.slow
 def test_robust_line_breaks_convex_losses_first(tmp_path):
     code, result = tiny(tmp_path, "robust_line")
     assert code == 0
@@ -413,6 +420,7 @@ def test_estimate():
     assert not common.Estimate(1.0, 0.6).beyond_chance
 
 
+@pytest.mark.slow
 def test_fit_seeds_takes_the_rate_of_the_lowest_validation_loss():
     """And trains each seed as `fit` would, on its own rows."""
     x, y = data.noisy_line(60, 0.1, seed=0)

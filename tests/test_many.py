@@ -50,6 +50,7 @@ def test_members_with_their_own_seeds_settings_and_rates():
             assert np.isnan(result.history[name][number, ended:]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [None, 8])
 def test_rows_of_their_own(batch_size):
     """The shortest has two batches less in an epoch: it then takes no steps, which Adam would notice."""

@@ -125,6 +125,7 @@ PROCESSES = textwrap.dedent("""
 """)
 
 
+@pytest.mark.slow
 def test_four_devices_and_micro_batches_agree_with_one():
     assert run_python(SETUP.format(devices=4, before="") + DEVICES).strip() == "agree"
 

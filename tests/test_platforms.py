@@ -102,6 +102,7 @@ ON_FOUR_DEVICES = textwrap.dedent("""
 """)
 
 
+@pytest.mark.slow
 def test_four_devices_agree_with_one_in_a_single_all_reduce():
     assert run_python(f"ALL_REDUCE = {ALL_REDUCE!r}\n{ON_FOUR_DEVICES}").startswith("agree")
 

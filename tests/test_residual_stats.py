@@ -257,6 +257,7 @@ def small_blocks(monkeypatch):
     jax.clear_caches()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_blocks")
 def test_many_blocks_and_a_tail():
     long_arrays(3 * 192 + 64 + 11, 201, offset=1e6)
@@ -321,6 +322,7 @@ def test_quantiles_within_their_stated_error():
             np.testing.assert_allclose(got["top_share"], top[:200].sum() / top.sum(), 1 / 16)
 
 
+@pytest.mark.slow
 def test_top_share_and_skew_of_known_families():
     """The figures of normal errors, and of those with 1 % outliers of 20 standard deviations."""
     clean = np.float32(RANDOM.normal(size=100_000))
@@ -337,6 +339,7 @@ def test_top_share_and_skew_of_known_families():
     assert abs(ResidualStats.of(skewed, np.zeros_like(clean)).summary()["octile_skew"] - want) < 1e-3
 
 
+@pytest.mark.slow
 def test_scan_vmap_and_jit():
     pred, target = draw((6, 400), 1e4)
 
@@ -374,6 +377,7 @@ ON_FOUR_DEVICES = textwrap.dedent("""
 """)
 
 
+@pytest.mark.slow
 def test_shards_of_a_mesh_some_of_them_empty():
     assert run_python(ON_FOUR_DEVICES).startswith("agree")
 

@@ -91,7 +91,7 @@ def test_nist(name):
             np.testing.assert_allclose(np.roll(errors, int(intercept)), entry["se"], rtol=1e-8)
 
 
-@pytest.mark.parametrize("name", ["stackloss", "engel"])
+@pytest.mark.parametrize("name", ["stackloss", pytest.param("engel", marks=pytest.mark.slow)])
 def test_published_fits(name):
     x, y, reference = classical(name)
 
@@ -133,6 +133,7 @@ def test_least_squares_with_weights_ridge_and_outputs():
     np.testing.assert_allclose(fit.predict(x), x @ np.asarray(fit.coef) + np.asarray(fit.intercept), rtol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*columns depend:RuntimeWarning")
 @pytest.mark.parametrize("loss", [mse, Partial(huber, delta=0.5), mae])
 def test_dependent_columns_get_the_least_coefficients(loss):
@@ -157,6 +158,7 @@ def test_what_went_wrong_is_said():
         assert not solve_linear(x, np.zeros(60), poisson_deviance).converged
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", [mse, Partial(huber, delta=0.5), mae, tukey, poisson_deviance])
 def test_units_absent_rows_and_perfect_fits(loss):
     x, y = rows_of()
@@ -226,6 +228,7 @@ def test_piecewise_linear_losses_against_a_linear_program(epsilon):
     assert np.sum(edges < 1e-12) == 4, "a vertex meets as many rows as there are coefficients"
 
 
+@pytest.mark.slow
 def test_levels_at_once_and_a_loss_of_ones_own():
     x, y = rows_of()
     levels = np.array([0.1, 0.5, 0.9])
@@ -245,6 +248,7 @@ def test_levels_at_once_and_a_loss_of_ones_own():
     np.testing.assert_allclose(solve_linear(x, y, pinball).coef, fits.coef[:, 2], rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_forty_percent_bad_targets():
     x = RANDOM.uniform(-1, 1, (500, 1))
     y = 3 * x[:, 0] + 2 + 0.1 * RANDOM.normal(size=500)
@@ -291,6 +295,7 @@ def test_derivatives_against_differences(name, scaled):
         np.testing.assert_allclose(sum(jax.tree.leaves(parts)), want, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_gradient_of_least_squares_both_ways():
     x, y = rows_of(20, 2)
 
@@ -303,6 +308,7 @@ def test_gradient_of_least_squares_both_ways():
     np.testing.assert_allclose(jax.jvp(slope, (jnp.asarray(y),), (jnp.asarray(y),))[1], want @ y, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_mapped_over_weights_is_a_loop():
     x, y = rows_of()
     weights = RANDOM.poisson(1, (5, 60)).astype(float)
@@ -376,6 +382,7 @@ def test_under_jit_the_fields_tell():
     assert not fit.converged
 
 
+@pytest.mark.slow
 def test_covariance_against_statsmodels():
     models = pytest.importorskip("statsmodels.api")
     x, y = rows_of(200)

@@ -266,6 +266,7 @@ def test_perfect_fit_in_float32():
     assert again.iterations <= 3
 
 
+@pytest.mark.slow
 def test_masked_rows_are_absent_and_weights_repeat_rows():
     y = noisy()
     hole = np.arange(X.size) % 5 == 2
@@ -281,6 +282,7 @@ def test_masked_rows_are_absent_and_weights_repeat_rows():
     np.testing.assert_allclose(weighted.covariance, deleted.covariance, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_what_the_data_do_not_determine_has_infinite_errors():
     def model(params, x):
         return decay(params, x) + 0 * params["unused"].sum()
@@ -328,6 +330,7 @@ def test_an_overflowing_step_is_refused():
     np.testing.assert_allclose(fit.params, [2, 0.1], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_jit_and_vmap_over_data_sets():
     sets = np.stack([noisy(), noisy(outliers=True), 3 * np.exp(-0.7 * X) + 0.5])
     fits = jax.jit(jax.vmap(lambda y: levenberg_marquardt(decay, START, X, y)))(sets)

@@ -91,7 +91,8 @@ def test_nist(name):
             np.testing.assert_allclose(np.roll(errors, int(intercept)), entry["se"], rtol=1e-8)
 
 
-@pytest.mark.parametrize("name", ["stackloss", pytest.param("engel", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["stackloss", "engel"])
 def test_published_fits(name):
     x, y, reference = classical(name)
 

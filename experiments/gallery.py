@@ -89,6 +89,9 @@ def _run_one(name: str, tiny: bool, folder: Path) -> None:
         with contextlib.redirect_stdout(printed):
             result = module.run(config, folder)
         result["seed"] = getattr(config, "seed", None)
+    except common.UserError as error:  # such as data that are not here
+        print(f"left out: {error}", file=printed)
+        result = {"left_out": str(error)}
     except (Exception, SystemExit) as error:
         traceback.print_exc(file=printed)
         result = {"error": f"{type(error).__name__}: {error}"}

@@ -1,7 +1,6 @@
 """Linear fits against certified values, published fits, linear programs, and what must be refused."""
 
 import json
-import pathlib
 import re
 import warnings
 
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.tree_util import Partial
+from support import ROOT
 
 from jaxloss import (
     ShapeError,
@@ -34,7 +34,7 @@ from jaxloss import (
 )
 from jaxloss.solve import solve_linear
 
-DATA = pathlib.Path("/work/shared/data")
+DATA = ROOT.parent / "shared" / "data"
 RANDOM = np.random.default_rng(0)
 
 

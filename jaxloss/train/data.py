@@ -118,6 +118,8 @@ def _as_array(leaf: Any) -> Any:
     if isinstance(leaf, jax.Array | np.memmap):
         return leaf
     host = np.asarray(leaf)
+    if host.dtype == np.float32:
+        return host
     with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and then found to be so
         return host.astype(jax.dtypes.canonicalize_dtype(host.dtype), copy=False)
 

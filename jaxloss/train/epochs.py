@@ -52,10 +52,11 @@ class Run(NamedTuple):
     average: Any
     """The moving average of the parameters, or None."""
     sums: Any
-    """The metrics of the epoch so far."""
+    """The metrics of the epoch so far; None where epochs have one step."""
     best_params: Any
-    best_loss: jax.Array
-    best_epoch: jax.Array
+    """With what follows None where nothing is validated."""
+    best_loss: Any
+    best_epoch: Any
     skipped: jax.Array
     """Updates skipped because something was not finite."""
     first_skipped: jax.Array
@@ -152,10 +153,10 @@ def split_params(state: TrainState, optimizer: Any, plan: Plan) -> TrainState:
     return state._replace(params=params, opt_state=kept)
 
 
-@functools.partial(jax.jit, static_argnames=("optimizer", "plan", "averaged"))
+@functools.partial(jax.jit, static_argnames=("optimizer", "plan", "averaged", "validated"))
 def begin(
     params: Any, model_state: Any, seeds: Any, objective: Objective, settings: Any, data: Batch, orders: Any,
-    *, optimizer: Any, plan: Plan, averaged: bool,
+    *, optimizer: Any, plan: Plan, averaged: bool, validated: bool,
 ) -> Run:  # fmt: skip
     """The run, or runs, before the first step; traces one step, so that a bad objective is told here."""
 
@@ -168,10 +169,10 @@ def begin(
         return Run(
             state=jax.tree.map(jnp.copy, state),  # the caller keeps his parameters when the run is donated
             average=jax.tree.map(_at_least_single, params) if averaged else None,
-            sums=jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), metrics),
-            best_params=jax.tree.map(jnp.copy, params),
-            best_loss=jnp.full((), jnp.inf, jnp.float32),
-            best_epoch=zero,
+            sums=None if plan.layout.steps == 1 else jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), metrics),
+            best_params=jax.tree.map(jnp.copy, params) if validated else None,
+            best_loss=jnp.full((), jnp.inf, jnp.float32) if validated else None,
+            best_epoch=zero if validated else None,
             skipped=zero,
             first_skipped=zero - 1,
             active=jnp.array(True),
@@ -298,7 +299,7 @@ def train(
         late, after, drawn = lax.while_loop(lambda loop: (loop[0] < end) & goes_on(loop[1]), step, (place, run, curves))
         if plan.guard:
             return late, after, jnp.array(True), drawn
-        losses = {name: jnp.moveaxis(curve, 0, -1) for name, curve in drawn.items() if name in run.sums}
+        losses = {name: jnp.moveaxis(curve, 0, -1) for name, curve in drawn.items() if name in totals}
         checked = after.sums, losses, after.state.params
         fine = ((jax.vmap(all_finite) if plan.many else all_finite)(checked) | ~run.active).all()  # of those going on
         new, old = (late, after, drawn), (place, run, curves)
@@ -308,7 +309,9 @@ def train(
     ahead = clock.epoch - first
     stop = clock.position + jnp.minimum(left, (epochs - clock.epoch) * steps - clock.position)
     validated = held_out is not None or plan.many
-    names = [*run.sums, *(["validation_loss"] if validated else []), *(["active"] if plan.many else [])]
+    names = ["loss", "skipped", *(["penalty"] if penalty_of(objective)[1] is not None else [])]
+    totals = tuple(names)
+    names += [*(["validation_loss"] if validated else []), *(["active"] if plan.many else [])]
     curves = {
         name: jnp.zeros((plan.capacity, *run.active.shape))
         for name in names

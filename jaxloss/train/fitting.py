@@ -241,7 +241,8 @@ def finished(run: Run, clock: Clock, history: dict[str, list[np.ndarray]], valid
     result = FitResult(
         run.best_params if validated else last, run.state, curves, int(run.best_epoch) if validated else clock.epoch
     )
-    if skipped := int(run.skipped):
+    told_of = clock.position == 0 and "skipped" in curves  # the history then tells, at no cost
+    if skipped := int(curves["skipped"].sum() if told_of else run.skipped):
         first = int(run.first_skipped)
         told = f"{skipped} updates were skipped because a loss or parameter was not finite, the first at step {first}"
         if skipped >= limit:

@@ -92,7 +92,12 @@ class Arrays(Source):
     def begin(self, params: Any, model_state: Any, seeds: Any) -> Run:
         """The run, or runs, before the first step; a bad objective is told here."""
         self._draw(Clock(0, 0))
-        static = {"optimizer": self.optimizer, "plan": self.plan, "averaged": self.averaged}
+        static = {
+            "optimizer": self.optimizer,
+            "plan": self.plan,
+            "averaged": self.averaged,
+            "validated": self.plan.many or self.held_out is not None,
+        }
         return begin(params, model_state, seeds, self.objective, self.settings, self.data, self.orders, **static)
 
     def _draw(self, clock: Clock) -> None:
@@ -159,7 +164,12 @@ class Stream(Source):
     def begin(self, params: Any, model_state: Any, seeds: Any) -> Run:
         """The run before the first step; reads the first batch."""
         self._open(Clock(0, 0))
-        static = {"optimizer": self.optimizer, "plan": self.plan, "averaged": self.averaged}
+        static = {
+            "optimizer": self.optimizer,
+            "plan": self.plan,
+            "averaged": self.averaged,
+            "validated": self.held_out is not None,
+        }
         return begin(params, model_state, seeds, self.objective, {}, self.next, None, **static)
 
     def _open(self, clock: Clock) -> None:

@@ -9,7 +9,9 @@ parameter, and at most those that are published.
 
 Answer: `levenberg_marquardt` finds 10.4 to 11 of 11 digits of every parameter of the 12 nonlinear problems from both
 starts, in 10 to 83 iterations, and as many of the standard errors. SciPy's `curve_fit`, with default settings too,
-finds 3.7 to 8.7, and none from the far starts of MGH09, BoxBOD and Bennett5.
+finds 3.7 to 8.7, and none from the far starts of MGH09, BoxBOD and Bennett5. `solve_linear` finds 12.8 digits of
+Norris, 14.7 of NoInt1, 14.6 of Longley, all 15 of both Wampler problems and 7.6 of Filip, where NumPy's `lstsq` finds
+12.3, 14.7, 10.9, 9.6, 7.8 and none.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ fastest time of each, and the bound as a share of it. Σr², Σ|r| and bias are 
 20 %; the histogram and the worst rows have no bar, their cost is stated.
 
 Answer, from one run over 10⁸ residuals on two idle CPU cores: the bound, on both cores, 0.27 ns a row; the sums 0.96 ns
-(28 % of the bound: their bar is not kept, they run on one core), with moments 1.34 ns (20 %), sums with worst rows 2.3 ns,
-with the histogram 2.1 ns, everything 3.7 ns.
+(28 % of the bound: their bar is not kept, they run on one core), with moments 1.34 ns (20 %), sums with worst rows
+2.3 ns, with the histogram 2.1 ns, everything 3.7 ns.
 """
 
 from __future__ import annotations

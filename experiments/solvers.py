@@ -6,9 +6,9 @@ Each loss is fitted to rows drawn with heavy-tailed noise (counts for Poisson), 
 tight tolerances, in one process; the shortest of a few runs counts, compilation is told apart, and the objective is
 that of jaxloss's loss at both coefficients. Then one loss of each kind is timed as the rows grow.
 
-Answer, measured on two busy cores, in one run: times as fast as the peer, at the same objective to 1e-12: least squares
-1.5, Huber 6.9, Poisson 2.0, the median (10,000 × 10) 809; Tukey and Huber with the scale from the median 49 and 50
-(100,000 × 20), at the same scale to 1e-12. The growth with the rows was not yet measured.
+Answer, on two idle cores: as fast as the peer times, at an objective the same to 1e-15: least squares 0.9, Huber 4.5,
+Poisson 1.2, the median (10,000 × 10) 275; Tukey and Huber with the scale from the median 16 and 20 (100,000 × 20), at
+the same scale to 1e-12; 1000 bootstrap fits in one call 10. The growth with the rows was not yet measured.
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ def _skew(figures: dict[str, float], root: float, uncertain: float) -> Verdict:
     """Octile skew, which neither outliers nor bias move. The median is uncertain where there are few rows near it."""
     width = figures["octile_high"] - figures["octile_low"]
     figure = figures["octile_skew"]
-    threshold = max(0.1, 3.3 / root, uncertain / width if width > 0 else math.inf)
+    threshold = max(0.1, 3.3 / root, min(uncertain / width, 99) if width > 0 else math.inf)
     reason = (
         f"octile skew {figure:+.2f} (skewed from ±{threshold:.2f}); "
         f"{_percent(0.5 + figures['sign_imbalance'] / 2)} are positive"

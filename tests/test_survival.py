@@ -21,7 +21,7 @@ from test_fit import OPTIMIZER, ROWS, data, linear, start
 
 from jaxloss import huber, mse
 from jaxloss.train import CheckpointError, Checkpoints, Interrupted, fit
-from jaxloss.train.saving import fingerprint
+from jaxloss.train.saving import Saving, fingerprint
 
 SETTINGS = {"loss": mse, "optimizer": OPTIMIZER, "batch_size": 16, "validation": data(seed=3), "average": 0.9}
 
@@ -106,15 +106,26 @@ class StoppedInTheSecondPass(list):
             yield batch
 
 
-def test_a_run_with_skipped_updates_goes_on_to_the_same_bytes(tmp_path):
+def test_a_run_with_skipped_updates_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
+    """Stopped in the middle of a block, so that other steps than in the whole run are run again with a guard."""
     x, target = data(rows=300)
     target[5] = 3e38
-    settings = {"loss": mse, "optimizer": OPTIMIZER, "batch_size": 3, "epochs": 4}
-    with pytest.warns(UserWarning, match="4 updates"):
+    settings = {"loss": mse, "optimizer": OPTIMIZER, "batch_size": 1, "epochs": 3}
+    with pytest.warns(UserWarning, match="3 updates"):
         whole = fit(linear, start(), (x, target), **settings)
-    with pytest.raises(Interrupted):
-        fit(linear, start(), (x, target), run_dir=tmp_path, callbacks=[stop_after(1)], **settings)
-    with pytest.warns(UserWarning, match="4 updates"):
+    assert whole.history["skipped"].tolist() == [1, 1, 1]
+
+    def look_up(saving, *where):
+        saving.interruption.received = signal.SIGTERM
+        return real(saving, *where)
+
+    real = Saving.look_up
+    with monkeypatch.context() as patch:
+        patch.setattr(Saving, "look_up", look_up)
+        with pytest.raises(Interrupted):
+            fit(linear, start(), (x, target), run_dir=tmp_path, **settings)
+    assert Checkpoints(tmp_path / "checkpoints").steps == [32]
+    with pytest.warns(UserWarning, match="3 updates"):
         result = fit(linear, start(), (x, target), run_dir=tmp_path, resume=True, **settings)
     equal((result.params, result.history, result.state.opt_state), (whole.params, whole.history, whole.state.opt_state))
 

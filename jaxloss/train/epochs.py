@@ -1,8 +1,9 @@
 """The compiled part of a fit: many steps in one program, evaluation and early stopping inside it.
 
 Steps run in blocks. A block is run as if nothing could go wrong; one sum tells afterwards whether a loss or a parameter
-was not finite. Then the block's start is kept, and the host has it run again with the guarded step, which skips what
-must be skipped. So the guard costs nothing until it is needed.
+was not finite. Then the block's start is kept, and the host has ever shorter parts run until the step is found, and it
+alone skipped by the guarded step. So the guard costs nothing until it is needed, and every update that is applied is
+computed by the same program, wherever a run was stopped.
 """
 
 from __future__ import annotations

@@ -114,13 +114,13 @@ class Arrays(Source):
         Returns the run, where it stands, whether it goes on, and the curves of the epochs ended.
         """
         self._draw(clock)
-        began, guard = clock.epoch, False
+        began = clock.epoch
         end = min(end, began + self.plan.capacity)
         if self.draw is not None:  # no further than the orders reach
             end = min(end, self.first + self.plan.capacity)
         while True:
-            steps = min(left, BLOCK) if guard else left
-            control = np.array([*clock, steps, end, max(self.first, 0), *self.limits], np.int32)
+            guard = left == 0
+            control = np.array([*clock, max(left, 1), end, max(self.first, 0), *self.limits], np.int32)
             data = self.objective, self.settings, self.data, self.held_out, self.orders
             static = {"optimizer": self.optimizer, "plan": self.plan._replace(guard=guard)}
             run, status, curves = train(run, *data, control, self.decay, **static)
@@ -130,7 +130,7 @@ class Arrays(Source):
             ended.setdefault("skipped", np.zeros_like(ended["loss"]))
             if fine or epoch > began:
                 return run, clock, bool(going), ended
-            guard = True
+            left = min(left, BLOCK) // 2  # until the step is found; it alone is run with a guard
 
 
 class Stream(Source):

@@ -92,7 +92,6 @@ def make_step(
         new = TrainState(params, opt_state, model_state, state.key, state.step + 1)
         if not guard:
             return new, metrics
-        new, metrics = lax.optimization_barrier((new, metrics))  # so that they round as they do without a guard
         finite = all_finite((metrics, new.params))
         kept = state._replace(step=new.step), jax.tree.map(jnp.zeros_like, metrics)
         new, metrics = jax.tree.map(functools.partial(jnp.where, finite), (new, metrics), kept)

@@ -32,6 +32,7 @@ from jaxloss import (
     tweedie_deviance,
     welsch,
 )
+from jaxloss.contract import loss_name
 from jaxloss.solve import solve_linear
 
 DATA = ROOT.parent / "shared" / "data"
@@ -310,18 +311,41 @@ def test_gradient_of_least_squares_both_ways():
 
 
 @pytest.mark.slow
-def test_mapped_over_weights_is_a_loop():
+@pytest.mark.parametrize("loss", [Partial(huber, delta=0.5), mae, Partial(tukey, scale=2.0)], ids=loss_name)
+def test_mapped_over_weights_is_a_loop(loss):
     x, y = rows_of()
-    weights = RANDOM.poisson(1, (5, 60)).astype(float)
-    loss = Partial(huber, delta=0.5)
-    fits = jax.jit(jax.vmap(lambda w: solve_linear(x, y, loss, weights=w)))(weights)
-    for number in range(5):
-        repeated = np.repeat(np.arange(60), weights[number].astype(int))
-        one = solve_linear(x, y, loss, weights=weights[number])
-        np.testing.assert_allclose(fits.coef[number], one.coef, rtol=1e-9)
-        if number == 0:
-            np.testing.assert_allclose(one.coef, solve_linear(x[repeated], y[repeated], loss).coef, rtol=1e-9)
-    assert np.all(fits.converged)
+    x[:, 1] += 1e5  # of which a shared basis must lose nothing
+    weights = RANDOM.poisson(1, (6, 60)).astype(float)
+    few = weights.copy()
+    few[3] = np.arange(60) < 3  # three rows are not enough for four parameters: no basis is good for all
+    fits = jax.jit(jax.vmap(lambda w: solve_linear(x, y, loss, weights=w)))
+    for chosen in (weights, few):
+        together = fits(chosen)
+        for number in range(6):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", RuntimeWarning)
+                one = solve_linear(x, y, loss, weights=chosen[number])
+            np.testing.assert_allclose(together.objective[number], one.objective, rtol=1e-10, atol=1e-12)
+            np.testing.assert_allclose(together.coef[number], one.coef, rtol=1e-7, atol=1e-9)
+            assert (together.rank[number], bool(together.converged[number])) == (one.rank, bool(one.converged))
+    assert together.rank.tolist() == [4, 4, 4, 3, 4, 4]
+    if loss is not mae:
+        repeated = np.repeat(np.arange(60), weights[0].astype(int))
+        np.testing.assert_allclose(fits(weights).coef[0], solve_linear(x[repeated], y[repeated], loss).coef, rtol=1e-7)
+
+
+@pytest.mark.slow
+def test_mapped_over_the_ridge_is_a_loop_and_has_derivatives():
+    x, y = rows_of()
+    ridge, loss = jnp.array([0.0, 0.1, 1.0, 10.0, 100.0, 1000.0]), Partial(huber, delta=0.5)
+
+    def coef(l2):
+        return solve_linear(x, y, loss, l2=l2).coef
+
+    np.testing.assert_allclose(jax.vmap(coef)(ridge)[4], coef(100.0), rtol=1e-9)
+    slopes = jax.vmap(jax.jacfwd(coef))(ridge)
+    np.testing.assert_allclose(slopes[2], (coef(1.0 + 1e-5) - coef(1.0 - 1e-5)) / 2e-5, rtol=1e-5)
+    np.testing.assert_allclose(jax.jacrev(jax.vmap(coef))(ridge)[2, :, 2], slopes[2], rtol=1e-9)
 
 
 def test_single_precision_is_not_the_normal_equations():

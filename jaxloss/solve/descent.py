@@ -14,19 +14,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxloss.solve.design import Design, matmul, summed
+from jaxloss.solve.design import Design, hessian, matmul, summed
 from jaxloss.solve.term import Term
 
-__all__ = ["descend", "gradient_share", "graduated", "hessian", "regress"]
+__all__ = ["descend", "gradient_share", "graduated", "regress"]
 
 Array = jax.Array
 STEPS = 200
 HALVINGS = 30
-
-
-def hessian(design: Design, bend: Array) -> Array:
-    """The Hessian in the coordinates of the basis; coordinates that do not count get 1 on the diagonal."""
-    return matmul((design.rows * bend[:, None]).T, design.rows) + design.penalty + jnp.diag(1.0 * ~design.active)
 
 
 def regress(design: Design, target: Array, weights: Array) -> Array:
@@ -73,8 +68,8 @@ class _State(NamedTuple):
     good: Array
 
 
-def descend(term: Term, design: Design, target: Array, weights: Array, phi: Array) -> tuple[Array, Array, Array]:
-    """The coordinates of the minimum reached from `phi`, the steps taken, and whether it is one."""
+def descend(term: Term, design: Design, target: Array, weights: Array, phi: Array) -> tuple[Array, ...]:
+    """The coordinates of the minimum reached from `phi`, the scale 1, the steps taken, and whether it is one."""
     eps = jnp.finfo(target.dtype).eps
     absent = weights == 0
 
@@ -161,4 +156,4 @@ def descend(term: Term, design: Design, target: Array, weights: Array, phi: Arra
         jnp.asarray(False),
     )
     state = lax.while_loop(going, step, start)
-    return state.phi, state.number, state.good
+    return state.phi, one, state.number, state.good

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_batching import custom_vmap
 
 from jaxloss.losses.special import sum_of
 
@@ -20,9 +21,11 @@ __all__ = [
     "exactly",
     "factors_of",
     "far_from_dependent",
+    "hessian",
     "matmul",
     "summed",
     "unless",
+    "with_design",
 ]
 
 Array = jax.Array
@@ -56,26 +59,29 @@ def power_of_two(x: Array) -> Array:
     return lax.bitcast_convert_type((bits >> info.nmant) << info.nmant, x.dtype)
 
 
-def centred(x: Array, root: Array, ridge: Array, intercept: bool) -> Centred:
-    """x, of shape (n, d); rows whose `root` (of the weight) is 0 become 0. ridge is that of the columns.
+def centred(x: Array, root: Array, ridge: Array, intercept: bool) -> tuple[Centred, Array]:
+    """x, of shape (n, d), and the Gram matrix of its scaled rows under `root`, with the ridge.
 
+    Rows whose `root` (of the weight) is 0 become 0. ridge is that of the columns, by which they are scaled too.
     Without the shift a column of years, or the powers of one, would lose digits before any arithmetic is done.
     """
-    eps, weight = jnp.finfo(x.dtype).eps, (root * root)[:, None]
-    total = jnp.sum(weight)
-    shift = jnp.zeros(x.shape[1], x.dtype)
+    slopes, eps = x.shape[1], jnp.finfo(x.dtype).eps
+    total, more = jnp.sum(root * root), (0, int(intercept))
+    shift = jnp.zeros(slopes, x.dtype)
     if intercept:
-        shift = jnp.sum(x * weight, axis=0) / jnp.where(total > 0, total, 1)
-    less = x - shift[None]
-    square, whole = jnp.sum(less * less * weight, axis=0), jnp.sum(x * x * weight, axis=0)
-    kept = square > jnp.square(8 * eps) * whole  # a constant column is its mean, up to rounding
-    present = root[:, None] > 0
-    rows = jnp.where(kept[None] & present, less, 0)
-    square = jnp.where(kept, square, 0) + ridge * ridge
-    if intercept:
-        rows = jnp.concatenate([rows, present.astype(x.dtype)], axis=1)
-        square = jnp.append(square, total)
-    return Centred(rows, shift, 1 / power_of_two(jnp.where(square > 0, jnp.sqrt(square), 1)))
+        shift = summed(root * root, x) / jnp.where(total > 0, total, 1)
+    rows = jnp.pad(x - shift[None], ((0, 0), more), constant_values=1)
+    rows = jnp.where(root[:, None] > 0, rows, 0)
+    weighted = root[:, None] * rows
+    gram = matmul(weighted.T, weighted)
+    square = jnp.diagonal(gram)
+    offset = jnp.pad(total * shift * shift, more)
+    kept = square > jnp.square(8 * eps) * (square + offset)  # a constant column is its mean, up to rounding
+    penalty = jnp.pad(jnp.full(slopes, ridge * ridge), more)
+    gram = jnp.where(kept[:, None] & kept[None], gram, 0) + jnp.diag(penalty)
+    square = jnp.diagonal(gram)
+    scale = 1 / power_of_two(jnp.where(square > 0, jnp.sqrt(square), 1))
+    return Centred(jnp.where(kept[None], rows, 0), shift, scale), gram * scale[:, None] * scale[None]
 
 
 def exactly(x: Array, columns: Centred) -> tuple[Centred, Array]:
@@ -125,7 +131,8 @@ def factors_of(columns: Centred, root: Array, ridge: Array, slopes: int) -> Fact
     """Householder QR of the scaled rows, then the decomposition of the triangle."""
     count = columns.rows.shape[1]
     penalty = ridge * jnp.eye(slopes, count, dtype=root.dtype)
-    stacked = jnp.concatenate([root[:, None] * columns.rows, penalty]) * columns.scale[None]
+    # As a product, which is exact: XLA else transposes x for the factorisation even where `unless` skips it.
+    stacked = matmul(jnp.concatenate([root[:, None] * columns.rows, penalty]), jnp.diag(columns.scale))
     rows, triangle = jnp.linalg.qr(stacked)
     left, values, right = jnp.linalg.svd(triangle)
     tiny = jnp.finfo(root.dtype).eps * max(stacked.shape)
@@ -166,19 +173,77 @@ def design_of(x: Array, present: Array, l2: Array, intercept: bool) -> Design:
     """The basis: the scaled columns themselves where their Gram matrix proves them far from dependent."""
     slopes = x.shape[1]
     root, ridge = present.astype(x.dtype), jnp.sqrt(l2)
-    columns = centred(x, root, ridge, intercept)
-    scaled = columns.rows * columns.scale[None]
-    penalty = jnp.diag(l2 * jnp.square(columns.scale) * (jnp.arange(len(columns.scale)) < slopes))
 
-    def orthogonal(bad: Array | bool) -> tuple[Array, Array, Array]:
-        factors = factors_of(columns, root * bad, ridge, slopes)
-        return factors.rows[: x.shape[0]], factors.back, factors.active
+    def orthogonal(bad: Array | bool) -> tuple[Array, Array, Array, Array]:
+        columns, _ = centred(x, root * bad, ridge, intercept)
+        factors = factors_of(columns, root, ridge, slopes)
+        return factors.rows[: x.shape[0]], factors.back, columns.shift, factors.active
 
     if x.dtype == jnp.float64:
-        spectrum = jnp.linalg.eigvalsh(matmul(scaled.T, scaled) + penalty)
-        plain = scaled, jnp.diag(columns.scale), jnp.ones(len(columns.scale), bool)
-        basis, back, active = unless(far_from_dependent(spectrum), plain, orthogonal)
+        columns, gram = centred(x, root, ridge, intercept)
+        every = jnp.ones(len(gram), bool)
+        plain = root[:, None] * columns.rows * columns.scale[None], jnp.diag(columns.scale), columns.shift, every
+        basis, back, shift, active = unless(far_from_dependent(jnp.linalg.eigvalsh(gram)), plain, orthogonal)
     else:
-        basis, back, active = orthogonal(True)
+        basis, back, shift, active = orthogonal(True)
     penalty = l2 * matmul(back[:slopes].T, back[:slopes])
-    return Design(basis, back, columns.shift, penalty, active, jnp.sum(active))
+    return Design(basis, back, shift, penalty, active, jnp.sum(active))
+
+
+def hessian(design: Design, bend: Array) -> Array:
+    """Σ bend·row·rowᵀ + penalty, in the coordinates of the basis; those that do not count get 1 on the diagonal."""
+    return _weighted_gram(design.rows, bend) + design.penalty + jnp.diag(1.0 * ~design.active)
+
+
+def _gram_alone(rows: Array, bend: Array) -> Array:
+    return matmul((rows * bend[:, None]).T, rows)
+
+
+_weighted_gram = custom_vmap(_gram_alone)
+
+
+@_weighted_gram.def_vmap
+def _gram_of_many(size: int, mapped: list[bool], rows: Array, bend: Array) -> tuple[Array, bool]:
+    """Of many bends with the same rows: the products of their entries, made once, serve all."""
+    count = rows.shape[-1]
+    if mapped[0] or size <= count:
+        return jax.vmap(_gram_alone, [0 if one else None for one in mapped])(rows, bend), True
+    first, second = jnp.triu_indices(count)
+    packed = matmul(bend, rows[:, first] * rows[:, second])
+    place = jnp.zeros((count, count), int).at[first, second].set(jnp.arange(len(first)))
+    return packed[:, jnp.maximum(place, place.T)], True
+
+
+def with_design(solve: Callable[..., Any], intercept: bool) -> Callable[..., tuple[Any, Design]]:
+    """`solve(design, weights, *more)` as a function of (x, weights, l2, *more); also returns the design, but its rows.
+
+    Mapped over weights or l2 but not over x, as for bootstraps, all solve in one basis, unless it is not good for each.
+    """
+
+    def alone(x: Array, weights: Array, l2: Array, *more: Any) -> tuple[Any, Design]:
+        design = design_of(x, weights > 0, l2, intercept)
+        return solve(design, weights, *more), design._replace(rows=None)
+
+    def of_many(size: int, mapped: Any, x: Array, weights: Array, l2: Array, *more: Any) -> Any:
+        axes = jax.tree.map(lambda one: 0 if one else None, mapped)
+        if mapped[0] or not (mapped[1] or mapped[2]):
+            found = jax.vmap(alone, axes)(x, weights, l2, *more)
+            return found, jax.tree.map(lambda _: True, found)
+        present = jnp.any(weights > 0, axis=0) if mapped[1] else weights > 0
+        basis, slopes = design_of(x, present, jnp.zeros((), x.dtype), intercept), x.shape[1]
+
+        def good(weights: Array) -> Array:
+            return far_from_dependent(jnp.linalg.eigvalsh(hessian(basis, 1.0 * (weights > 0))))
+
+        def together(weights: Array, l2: Array, *more: Any) -> tuple[Any, Design]:
+            design = basis._replace(penalty=l2 * matmul(basis.back[:slopes].T, basis.back[:slopes]))
+            return solve(design, weights, *more), design._replace(rows=None)
+
+        fine = jnp.all(jax.vmap(good)(weights) if mapped[1] else good(weights)) & jnp.all(basis.active)
+        found = jax.vmap(together, axes[1:])(weights, l2, *more)
+        found = unless(fine, found, lambda bad: jax.vmap(alone, axes)(x, weights * bad, l2, *more))
+        return found, jax.tree.map(lambda _: True, found)
+
+    mappable = custom_vmap(alone)
+    mappable.def_vmap(of_many)
+    return mappable

@@ -151,7 +151,7 @@ def _covariance(loss: Any, rows: Rows, coef: Array, intercept: Array, scale: Arr
         else:
             bends = jnp.where(present, term.curvature(eta, target, scale), 0)
             bend = jnp.sum(weights * bends) / jnp.sum(weights)
-    columns = centred(x, root, jnp.zeros((), x.dtype), with_intercept)
+    columns, _ = centred(x, root, jnp.zeros((), x.dtype), with_intercept)
     factors = factors_of(columns, root, jnp.zeros((), x.dtype), x.shape[1])
     freedom = jnp.sum(present) - jnp.sum(factors.active)
     variance = jnp.sum(weights * spread) / freedom / (bend * bend)

@@ -11,13 +11,16 @@ from jax import lax
 __all__ = ["implicitly"]
 
 
-def implicitly(equations: Callable[[jax.Array], jax.Array], size: int, dtype: jax.typing.DTypeLike) -> jax.Array:
+def implicitly(equations: Callable[[jax.Array], jax.Array], like: jax.Array) -> jax.Array:
     """Zeros, the root of `equations`, with the derivatives in what the function closes over that the root has.
 
     Solvers work on constants; what they find is moved by this. Forward, reverse and higher orders work.
+    like: of the root's shape, and computed from all that it is solved for.
     """
 
     def solve(linear: Callable, right: jax.Array) -> jax.Array:
         return jnp.linalg.solve(jax.jacobian(linear)(right), right)
 
-    return lax.custom_root(equations, jnp.zeros(size, dtype), lambda _, start: start, solve)
+    # Zeros that are mapped where `like` is: of a plain constant, `custom_root` loses an axis when mapped, then derived.
+    zeros = jnp.where(jnp.isnan(like), jnp.zeros_like(like), 0)
+    return lax.custom_root(equations, lax.stop_gradient(zeros), lambda _, start: start, solve)

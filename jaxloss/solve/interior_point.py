@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxloss.solve.descent import hessian, regress
-from jaxloss.solve.design import Design, matmul, summed
+from jaxloss.solve.descent import regress
+from jaxloss.solve.design import Design, hessian, matmul, summed
 
 __all__ = ["Bounded", "Dual", "interior_point"]
 

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxloss.solve.descent import gradient_share, graduated, hessian
-from jaxloss.solve.design import Design, matmul, summed
+from jaxloss.solve.descent import gradient_share, graduated
+from jaxloss.solve.design import Design, hessian, matmul, summed
 from jaxloss.solve.term import Term
 
 __all__ = ["NORMAL_MEDIAN", "descend_with_scale", "median_rows"]

@@ -55,12 +55,12 @@ def least_squares(x: Array, target: Array, weights: Array, l2: Array, intercept:
     """The minimiser of ½Σw(x·coef + intercept − target)² + ½·l2·‖coef‖²."""
     slopes = x.shape[1]
     root, ridge = jnp.sqrt(weights), jnp.sqrt(l2)
-    columns = centred(x, root, ridge, intercept)
-    size = ridge * (jnp.arange(len(columns.scale)) < slopes)  # of the ridge, by column
+    size = ridge * (jnp.arange(slopes + intercept) < slopes)  # of the ridge, by column
 
     def refined(bad: Array | bool) -> tuple[Array, ...]:
+        columns, _ = centred(x, root * bad, ridge, intercept)
         exact, low = exactly(x, columns)
-        factors = factors_of(columns, root * bad, ridge, slopes)
+        factors = factors_of(columns, root, ridge, slopes)
         found, sweeps, good = _refine(exact, low, factors, target, root, size)
         # The part of the parameters that makes no difference to the fit is what `back` leaves out.
         least = matmul(factors.back, factors.values * matmul(factors.right.T, found[0] / columns.scale))
@@ -71,14 +71,14 @@ def least_squares(x: Array, target: Array, weights: Array, l2: Array, intercept:
             params,
             _unshifted((params, rest), columns, intercept),
             factors.back,
+            columns.shift,
             sweeps,
             good,
             jnp.sum(factors.active),
         )
 
     if x.dtype == jnp.float64:
-        rows = columns.rows * (root[:, None] * columns.scale[None])
-        gram = matmul(rows.T, rows) + jnp.diag(jnp.square(size * columns.scale))
+        columns, gram = centred(x, root, ridge, intercept)
         spectrum = jnp.linalg.eigvalsh(gram)
 
         def cheap() -> tuple[Array, ...]:
@@ -94,13 +94,12 @@ def least_squares(x: Array, target: Array, weights: Array, l2: Array, intercept:
                 params = params + matmul(back, matmul(back.T, summed(error, columns.rows) - size * size * params))
             good = jnp.all(jnp.isfinite(params))
             constant = _unshifted((params, 0 * params), columns, intercept)
-            return params, constant, back, jnp.asarray(1), good, jnp.asarray(len(gram))
+            return params, constant, back, columns.shift, jnp.asarray(1), good, jnp.asarray(len(gram))
 
         found = unless(far_from_dependent(spectrum), cheap(), refined)
     else:
         found = refined(True)
-    params, constant, back, sweeps, good, rank = found
-    return Solution(params, constant, back, columns.shift, sweeps, good, rank)
+    return Solution(*found)
 
 
 def _refine(

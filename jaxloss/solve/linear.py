@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +17,7 @@ from jaxloss.contract import ABOVE_MINUS_ONE, POSITIVE, loss_name, shown, unboun
 from jaxloss.lift import traits
 from jaxloss.losses.residual import mse
 from jaxloss.solve.descent import descend, regress
-from jaxloss.solve.design import Design, design_of, matmul, summed
+from jaxloss.solve.design import Design, matmul, summed, with_design
 from jaxloss.solve.fit import LinearFit
 from jaxloss.solve.implicit import implicitly
 from jaxloss.solve.interior_point import Bounded, Dual, interior_point
@@ -29,7 +30,7 @@ __all__ = ["solve_linear"]
 
 Array = jax.Array
 START_ROWS = 4000
-"""As many rows as the start of a redescending loss looks at: least absolute deviations of a sample is start enough."""
+"""As many rows as a start looks at; the fit of a sample is near that of all."""
 
 
 def solve_linear(
@@ -126,56 +127,75 @@ def _solve(loss: Any, intercept: bool, scaled: bool, rows: Rows) -> _Found:
 
 def _solve_one(loss: Any, intercept: bool, scaled: bool, rows: Rows) -> _Found:
     """Solve for constants; then give the solution its derivatives."""
-    kind, fixed = kind_of(loss), lax.stop_gradient(rows)
+    fixed = lax.stop_gradient(rows)
     x, target, weights, settings, l2 = fixed
-    one, gap = jnp.ones((), x.dtype), jnp.zeros((), x.dtype)
-    term, dual = Term(loss, settings), None
-    if kind is Kind.QUADRATIC:
-        bend = term.curvature(jnp.zeros_like(target), jnp.zeros_like(target))
-        solution, scale = least_squares(x, target, weights * bend, l2, intercept), one
+    if kind_of(loss) is Kind.QUADRATIC:
+        bend = Term(loss, settings).curvature(jnp.zeros_like(target), jnp.zeros_like(target))
+        solution = least_squares(x, target, weights * bend, l2, intercept)
+        scale, gap, dual = jnp.ones((), x.dtype), jnp.zeros((), x.dtype), None
     else:
-        design = design_of(x, weights > 0, l2, intercept)
-        if kind is Kind.LINEAR:
-            bounded = _bounds(term, target, weights)
-            copies = len(bounded.target) // len(target)
-            wide = design._replace(rows=jnp.tile(design.rows, (copies, 1)))
-            dual = interior_point(wide, bounded, max(2e-11, 16 * float(jnp.finfo(x.dtype).eps)))
-            phi, steps, scale, gap = dual.phi, dual.number, one, dual.gap
-            good = gap <= max(1e-10, 64 * float(jnp.finfo(x.dtype).eps))
-        else:
-            phi = _start(term, design, target, weights, kind)
-            if scaled:
-                phi, scale, steps, good = descend_with_scale(term, design, target, weights, phi)
-            else:
-                phi, steps, good = descend(term, design, target, weights, phi)
-                scale = one
+        solve = functools.partial(_solve_in_basis, loss, scaled)
+        (phi, scale, steps, good, gap, dual), design = with_design(solve, intercept)(x, weights, l2, target, settings)
         params = matmul(design.back, phi)
         constant = params[-1] - matmul(design.shift, params[:-1]) if intercept else jnp.zeros((), x.dtype)
         solution = Solution(params, constant, design.back, design.shift, steps, good, design.rank)
-    return _with_derivatives(loss, intercept, scaled, rows, solution, scale, dual, gap)
+    return _with_derivatives(loss, intercept, scaled, rows, solution, scale, gap, dual)
 
 
-def _start(term: Term, design: Design, target: Array, weights: Array, kind: Kind) -> Array:
-    """Coordinates to start from."""
-    if not term.residual:  # the logarithm of means halfway between each target and that of all
+def _solve_in_basis(
+    loss: Any, scaled: bool, design: Design, weights: Array, target: Array, settings: Mapping[str, Array]
+) -> tuple[Array, Array, Array, Array, Array, Dual | None]:
+    """Coordinates, scale, steps, whether it is a minimum, and for piecewise-linear losses the gap and the dual."""
+    kind, term = kind_of(loss), Term(loss, settings)
+    one, eps = jnp.ones((), target.dtype), float(jnp.finfo(target.dtype).eps)
+    if kind is Kind.LINEAR:
+        bounded = _bounds(term, target, weights)
+        copies = len(bounded.target) // len(target)
+        wide = design._replace(rows=jnp.tile(design.rows, (copies, 1)))
+        dual = interior_point(wide, bounded, max(2e-11, 16 * eps))
+        return dual.phi, one, dual.number, dual.gap <= max(1e-10, 64 * eps), dual.gap, dual
+    minimise = descend_with_scale if scaled else descend
+    phi = _start(minimise, term, design, target, weights, kind)
+    phi, scale, steps, good = minimise(term, design, target, weights, phi)
+    return phi, scale, steps, good, jnp.zeros((), target.dtype), None
+
+
+def _start(minimise: Any, term: Term, design: Design, target: Array, weights: Array, kind: Kind) -> Array:
+    """Coordinates to start from: those of a sample, if there are many rows."""
+    many = len(target) > START_ROWS and (kind is Kind.REDESCENDING or not term.residual)
+    if many:
+        term, design, target, weights = _sample(term, design, target, weights)
+    if kind is Kind.REDESCENDING:
+        bounded = Bounded(target, -weights, weights)
+        return interior_point(design._replace(penalty=0 * design.penalty), bounded, 1e-3).phi
+    if term.residual:
+        phi = regress(design, target, weights)
+    else:  # the logarithm of means halfway between each target and that of all
         total = jnp.maximum(jnp.sum(weights), jnp.finfo(weights.dtype).tiny)
         middle = 0.5 * (target + jnp.sum(weights * target) / total)
         positive = traits(term.loss).pred is POSITIVE
         inside = jnp.finfo(target.dtype).eps
         start = jnp.log(jnp.maximum(middle, inside)) if positive else jnp.log1p(jnp.maximum(middle, -0.5))
-        return regress(design, start, (weights > 0).astype(target.dtype))
-    if kind is Kind.CONVEX:
-        return regress(design, target, weights)
-    if len(target) > START_ROWS:
-        # One row from each stretch of equal weight, at random: rows may come in any order.
-        passed = jnp.cumsum((weights > 0).astype(target.dtype))
-        jitter = np.random.default_rng(0).uniform(size=START_ROWS)
-        ticks = jnp.asarray((np.arange(START_ROWS) + jitter) / START_ROWS, target.dtype)
-        chosen = jnp.searchsorted(passed, ticks * passed[-1])
-        design = design._replace(rows=design.rows[chosen], penalty=0 * design.penalty)
-        target, weights = target[chosen], weights[chosen]
-    bounded = Bounded(target, -weights, weights)
-    return interior_point(design._replace(penalty=0 * design.penalty), bounded, 1e-3).phi
+        phi = regress(design, start, (weights > 0).astype(target.dtype))
+    if not many:
+        return phi
+    # A little ridge holds what the sample says nothing of.
+    bend = jnp.sum(weights * term.majorant(matmul(design.rows, phi), target)) / len(target)
+    little = 1e-3 * bend * jnp.mean(jnp.sum(design.rows * design.rows, axis=0))
+    design = design._replace(penalty=design.penalty + little * jnp.eye(len(phi), dtype=phi.dtype))
+    return minimise(term, design, target, weights, phi)[0]
+
+
+def _sample(term: Term, design: Design, target: Array, weights: Array) -> tuple[Term, Design, Array, Array]:
+    """One row from each of START_ROWS stretches of as many present rows, at random: rows may come in any order."""
+    passed = jnp.cumsum((weights > 0).astype(target.dtype))
+    jitter = np.random.default_rng(0).uniform(size=START_ROWS)
+    ticks = jnp.asarray((np.arange(START_ROWS) + jitter) / START_ROWS, target.dtype)
+    chosen = jnp.searchsorted(passed, ticks * passed[-1])
+    settings = {name: value[chosen] if value.ndim else value for name, value in term.settings.items()}
+    share = START_ROWS / jnp.maximum(passed[-1], 1)
+    design = design._replace(rows=design.rows[chosen], penalty=share * design.penalty)
+    return term._replace(settings=settings), design, target[chosen], weights[chosen]
 
 
 def _bounds(term: Term, target: Array, weights: Array) -> Bounded:
@@ -198,24 +218,26 @@ def _with_derivatives(
     rows: Rows,
     solution: Solution,
     scale: Array,
-    dual: Dual | None,
     gap: Array,
+    dual: Dual | None,
 ) -> _Found:
     x, target, weights, settings, l2 = rows
     slopes, count, term = x.shape[1], len(solution.params), Term(loss, settings)
-    shifted = x - solution.shift[None]
     solution = lax.stop_gradient(solution)
+    near = solution.shift
+    if intercept:  # a number inside each column, the same for all fits to these rows, whatever those without weight are
+        near = jnp.median(lax.stop_gradient(x[:: -(-len(x) // 15)]), axis=0)
 
     def split(params: Array) -> tuple[Array, Array]:
         return params[:slopes], params[slopes] if intercept else jnp.zeros((), x.dtype)
 
     def predictor(params: Array) -> Array:
         coef, constant = split(params)
-        return matmul(shifted, coef) + constant
+        return matmul(x - near[None], coef) + (matmul(near - solution.shift, coef) + constant)
 
     def gradient(params: Array, pulls: Array) -> Array:
         """In the coordinates in which the problem is well-conditioned; those that do not count move nothing."""
-        whole = summed(pulls, shifted) + l2 * params[:slopes]
+        whole = summed(pulls, x - solution.shift[None]) + l2 * params[:slopes]
         whole = jnp.append(whole, jnp.sum(pulls)) if intercept else whole
         return matmul(solution.back.T, whole)
 
@@ -239,7 +261,7 @@ def _with_derivatives(
         first = gradient(params, weights * term.slope(eta, target, unit)) + idle * moved
         return jnp.append(first, unit - scale_of(eta - target, rows_of_median))
 
-    change = implicitly(equations, count + scaled, x.dtype)
+    change = implicitly(equations, jnp.append(solution.params, scale) if scaled else solution.params)
     change_of_params = matmul(solution.back, change[:count])
     params = solution.params + change_of_params
     if scaled:

@@ -16,7 +16,7 @@ from typing import Any
 
 import experiments
 
-SHARED = ("common", "data", "models")
+SHARED = ("common", "data", "models", "sweeps")
 
 
 def names() -> list[str]:

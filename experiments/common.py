@@ -143,11 +143,6 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2, default=str) + "\n")
 
 
-def as_settings(config: Any) -> dict[str, Any]:
-    """The settings of a config dataclass."""
-    return dataclasses.asdict(config)
-
-
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Print a table; numbers with four significant digits, to the right."""
     table = Table()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import difflib
 import importlib
 import io
@@ -16,7 +17,7 @@ from typing import Any
 
 import experiments
 
-SHARED = ("common", "data", "models")
+SHARED = ("common", "data", "models", "sweeps")
 
 
 def names() -> list[str]:
@@ -126,7 +127,7 @@ def main(words: list[str]) -> int:
             with tempfile.TemporaryDirectory() as aside, contextlib.redirect_stdout(io.StringIO()):
                 module.run(config, Path(aside))
             return 0
-        common.write_json(folder / "config.json", common.as_settings(config))
+        common.write_json(folder / "config.json", dataclasses.asdict(config))
         environment = common.environment()
         started = time.perf_counter()
         result = module.run(config, folder)

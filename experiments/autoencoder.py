@@ -35,12 +35,13 @@ from flax import nnx
 from jax.tree_util import Partial
 from matplotlib.figure import Figure
 
-from experiments import common, data
+from experiments import common, data, sweeps
 from experiments.models import Autoencoder
+from experiments.sweeps import Estimate
 from jaxloss import barron, barron_nll, loss_sum, mae, mse, rmse
 from jaxloss.metrics import bias, median_absolute_error
 from jaxloss.plots.canvas import BLUE, GREEN, ORANGE
-from jaxloss.train import Batch, fit_many, functional
+from jaxloss.train import Batch, functional
 
 WHITE = 16.0
 """The brightest grey level; the network's unit."""
@@ -76,20 +77,12 @@ class Config:
 
 
 def run(config: Config, folder: Path) -> dict[str, Any]:
-    common.at_least(
-        code=(config.code, 1), hidden=(config.hidden, 1), epochs=(config.epochs, 1), batch_size=(config.batch_size, 1),
-        seeds=(config.seeds, 2), rates=(len(config.rates), 1),
-    )  # fmt: skip
-    if min(config.rates) <= 0:
-        raise common.UserError(f"--rates must be positive, got {config.rates}")
+    common.require(config, "code", "hidden", "epochs", "batch_size", "rates", seeds=2)
     images = (data.digits() / WHITE).astype(np.float32)
     found = compare(config, images)
     scores = {metric: {name: one["scores"][metric] for name, one in found.items()} for metric in METRICS}
     winners = {metric: winner(each) for metric, each in scores.items()}
-    rows = [
-        (metric, *(common.with_error(values) for values in each.values()), winners[metric])
-        for metric, each in scores.items()
-    ]
+    rows = [(metric, *map(Estimate.of, each.values()), winners[metric]) for metric, each in scores.items()]
     title = f"Reconstruction of test digits, grey levels of 0 to 16: mean ± standard error over {config.seeds} splits"
     common.print_table(title, ("metric", *(f"by {name}" for name in LOSSES), "wins"), rows)
     alpha, scale = (np.asarray(found["barron"]["settings"][name]) for name in ("alpha", "scale"))
@@ -117,8 +110,7 @@ def winner(each: dict[str, list[float]]) -> str:
     """The loss with the metric nearest to 0; "none" if it is not by two standard errors of the paired difference."""
     sizes = {name: np.abs(values) for name, values in each.items()}
     first, second = sorted(sizes, key=lambda name: sizes[name].mean())[:2]
-    gap, error = common.mean_and_error(sizes[second] - sizes[first])
-    return first if gap > 2 * error else "none"
+    return first if Estimate.of(sizes[second] - sizes[first]).beyond_chance else "none"
 
 
 def settings_of(raw: Any) -> dict[str, jax.Array]:
@@ -133,13 +125,10 @@ def compare(config: Config, images: np.ndarray) -> dict[str, Any]:
     test, validation, train = np.split(orders, [360, 620], 1)
     widths = (images.shape[1], config.hidden, config.code)
     networks = [functional(Autoencoder(widths, rngs=nnx.Rngs(seed))) for seed in seeds]
-    apply = networks[0][0]
-    start = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params for _, params in networks))
+    apply, starts = networks[0][0], [params for _, params in networks]
+    raw = {part: jnp.full(images.shape[1], value) for part, value in (("alpha", 0.0), ("scale", -2.0))}
     size = min(config.batch_size, train.shape[1])
     train = train[:, : train.shape[1] // size * size]  # whole batches: a mask would make log Z(α) one per entry
-    optimizer = common.decaying_adam(config.epochs * train.shape[1] // size)
-    chosen, numbers = common.grid(config.rates, config.seeds, config.seed)
-    times = len(config.rates)
 
     def learned(params: Any, batch: Batch) -> Any:
         loss = Partial(barron_nll, **settings_of(params["loss"]))
@@ -147,25 +136,17 @@ def compare(config: Config, images: np.ndarray) -> dict[str, Any]:
 
     found = {}
     for name, loss in LOSSES.items():
-        raw = {
-            part: jnp.full((config.seeds, images.shape[1]), value) for part, value in (("alpha", 0.0), ("scale", -2.0))
-        }
-        params = start if loss else {"model": start, "loss": raw}
-        fitted = fit_many(
-            apply if loss else None, jax.tree.map(lambda leaf: jnp.concatenate([leaf] * times), params),
-            (images, images), loss=loss, objective=None if loss else learned, optimizer=optimizer,
-            optimizer_settings={"learning_rate": chosen}, seeds=numbers, epochs=config.epochs, batch_size=size,
-            rows=np.tile(train, (times, 1)), validation_rows=np.tile(validation, (times, 1)),
+        params = starts if loss else [{"model": start, "loss": raw} for start in starts]
+        best, rate, _ = sweeps.fit_seeds(
+            apply if loss else None, params, (images, images), (train, validation), loss=loss,
+            objective=None if loss else learned, rates=config.rates, epochs=config.epochs, batch_size=size,
+            first=config.seed,
         )  # fmt: skip
-        reached = np.nanmin(fitted.history["validation_loss"], 1).reshape(times, config.seeds).mean(1)
-        at = int(np.argmin(reached))
-        members = slice(at * config.seeds, (at + 1) * config.seeds)
-        best = jax.tree.map(lambda leaf, members=members: leaf[members], fitted.params)
         model = best if loss else best["model"]
         preds = np.asarray(jax.vmap(apply)(model, images[test]))
         pairs = [(WHITE * pred, WHITE * images[rows]) for pred, rows in zip(preds, test, strict=True)]
         found[name] = {
-            "rate": config.rates[at],
+            "rate": rate,
             "scores": {metric: [float(of(*pair)) for pair in pairs] for metric, of in METRICS.items()},
             "settings": {} if loss else {key: np.asarray(value) for key, value in settings_of(best["loss"]).items()},
             "pairs": pairs,

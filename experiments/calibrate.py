@@ -112,8 +112,7 @@ class Config:
 
 
 def run(config: Config, folder: Path) -> dict[str, Any]:
-    if min(config.sizes) < 1:
-        raise common.UserError(f"--sizes {config.sizes}: a sample has at least one row")
+    common.require(config, "sizes")
     rng = np.random.default_rng(config.seed)
     kinds = {name: (None, draw) for name, draw in CLEAN.items()} | FAULTY
     table: list[dict[str, Any]] = []

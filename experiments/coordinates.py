@@ -35,8 +35,9 @@ import numpy as np
 from flax import nnx
 from jax.tree_util import Partial
 
-from experiments import common, data
+from experiments import common, data, sweeps
 from experiments.models import Locator
+from experiments.sweeps import Estimate
 from jaxloss import barron_nll, huber, loss_sum, mse, tukey
 from jaxloss.plots.canvas import BLUE, GREEN, ORANGE, PURPLE, SKY
 from jaxloss.train import Batch, fit_many, functional
@@ -73,22 +74,21 @@ class Config:
 
 
 def run(config: Config, folder: Path) -> dict[str, Any]:
-    common.at_least(
-        frames=(config.frames, 20), channels=(config.channels, 1), batch_size=(config.batch_size, 1),
-        epochs=(config.epochs, 1), seeds=(config.seeds, 1), rates=(len(config.rates), 1),
-    )  # fmt: skip
+    common.require(config, "channels", "batch_size", "epochs", "rates", "delta", "seeds", frames=20)
     if not 0 <= config.occluded <= 0.2:
         raise common.UserError(f"--occluded {config.occluded}: between 0 and 0.2 (a fifth of the frames can be)")
-    if config.delta <= 0 or min(config.rates) <= 0:
-        raise common.UserError(f"--delta and --rates must be positive, got {config.delta} and {config.rates}")
     tried = dict.fromkeys(COLORS, config.rates) | {"tukey": tuple(rate / 3 for rate in config.rates)}
     tuned = compare(config, TUNED, tried)
     other = compare(config, OTHER, {name: (found["rate"],) for name, found in tuned.items()})
     rows = [
-        (name, f"{found['rate']:g}", *(common.with_error(found[part]) for part in ("pixels", "median", "occluded")),
-         common.with_error(other[name]["pixels"]))
+        (
+            name,
+            f"{found['rate']:g}",
+            *(Estimate.of(found[part]) for part in ("pixels", "median", "occluded")),
+            Estimate.of(other[name]["pixels"]),
+        )
         for name, found in tuned.items()
-    ]  # fmt: skip
+    ]
     common.print_table(
         f"Distance of the prediction from the true centre, in pixels: mean ± standard error over {config.seeds} seeds",
         ("trained by", "rate", "mean", "median", "mean, occluded", "mean, other setting"),
@@ -153,7 +153,7 @@ def compare(config: Config, setting: dict[str, Any], rates: dict[str, tuple[floa
 
     train, validation, test = drawn(seeds * count, 0), drawn(max(count // 2, 10), 1), drawn(1000, 2)
     steps = config.epochs * -(-count // min(config.batch_size, count))
-    optimizer = common.decaying_adam(steps)
+    optimizer = sweeps.decaying_adam(steps)
     networks = [functional(Locator(32, config.channels, rngs=nnx.Rngs(config.seed + k))) for k in range(seeds)]
     apply = networks[0][0]
     start = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params for _, params in networks))
@@ -165,7 +165,7 @@ def compare(config: Config, setting: dict[str, Any], rates: dict[str, tuple[floa
         return np.linalg.norm(predictions(apply, params, frames.image) - target[None], axis=-1)
 
     def best(name: str, start: Any, loss: Callable | None, loss_settings: Any = None) -> dict[str, Any]:
-        chosen, numbers = common.grid(rates[name], seeds, config.seed)
+        chosen, numbers = sweeps.grid(rates[name], seeds, config.seed)
         places = np.arange(count)[None] + count * (numbers - config.seed)[:, None]
         repeated = jax.tree.map(lambda leaf: jnp.concatenate([leaf] * len(rates[name])), start)
         every = {key: np.tile(values, len(rates[name])) for key, values in (loss_settings or {}).items()}

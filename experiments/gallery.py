@@ -18,7 +18,7 @@ import json
 import shutil
 import time
 import traceback
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,7 @@ def _run_one(name: str, tiny: bool, folder: Path) -> None:
         common.session = common.Session()
         module = importlib.import_module(f"experiments.{name}")
         config = module.Config(**getattr(module, "TINY", {}) if tiny else {})
-        common.write_json(folder / "config.json", common.as_settings(config))
+        common.write_json(folder / "config.json", asdict(config))
         with contextlib.redirect_stdout(printed):
             result = module.run(config, folder)
         result["seed"] = getattr(config, "seed", None)

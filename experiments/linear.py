@@ -37,8 +37,7 @@ class Config:
 
 
 def run(config: Config, folder: Path) -> dict[str, Any]:
-    if config.points < 2:
-        raise common.UserError(f"--points {config.points}: a line needs at least 2")
+    common.require(config, points=2)
     x, y = data.noisy_line(config.points, config.noise, config.seed)
     apply, params = functional(nnx.Linear(1, 1, rngs=nnx.Rngs(config.seed)))
     loss = common.loss_by_name(config.loss)

@@ -31,7 +31,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from experiments import common, data
+from experiments import common, data, sweeps
 from experiments.models import MLP
 from jaxloss import Standardizer, composite, loss_sum, mse
 from jaxloss.metrics import ResidualStats, r2
@@ -71,8 +71,7 @@ class Config:
 
 
 def run(config: Config, folder: Path) -> dict[str, Any]:
-    if config.rows < 20 or config.steps < TOGETHER:
-        raise common.UserError(f"--rows and --steps must be at least 20, got {config.rows} and {config.steps}")
+    common.require(config, rows=20, steps=TOGETHER)
     x, y = (part.astype(np.float32) for part in data.people(4 * config.rows, config.seed))
     (x, *held_x), (y, *held_y) = (np.split(part, [config.rows, 2 * config.rows]) for part in (x, y))
     units = Standardizer.fit(y.astype(np.float64))
@@ -162,7 +161,7 @@ def trained(variant: Variant, params: Any, train: Any, held_x: Any, held_y: Any,
     """The fit at the variant's best rate: R² on validation rows at every rate, and scores on test rows."""
     objective = supervised(variant.apply, variant.loss)
     batch = Batch(jnp.asarray(train[0]), jax.tree.map(jnp.asarray, variant.target))
-    found, losses = common.train_at_rates(objective, params, batch, optax.adam, RATES, config.steps)
+    found, losses = sweeps.train_at_rates(objective, params, batch, optax.adam, RATES, config.steps)
 
     def predict(params: Any, x: np.ndarray) -> jax.Array:
         seen = jnp.concatenate([variant.apply(params, x)[name] for name in NAMES], 1)

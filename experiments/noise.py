@@ -58,8 +58,7 @@ class Config:
 
 
 def run(config: Config, folder: Path) -> dict[str, Any]:
-    if config.rows < 20:
-        raise common.UserError(f"--rows {config.rows}: needs at least 20")
+    common.require(config, rows=20)
     lines = constant_noise(config)
     heads, drawn = growing_noise(config)
     tails = heavy_tails(config)

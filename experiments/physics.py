@@ -32,9 +32,9 @@ from flax import nnx
 from jax.scipy.stats import chi2
 from jax.tree_util import Partial
 
-from experiments import common, data
-from experiments.common import Estimate
+from experiments import common, data, sweeps
 from experiments.models import MLP
+from experiments.sweeps import Estimate
 from jaxloss import Standardizer, huber, mae, mse
 from jaxloss.metrics import ResidualStats, rmse
 from jaxloss.train import functional
@@ -82,11 +82,7 @@ class Rows(NamedTuple):
 
 
 def run(config: Config, folder: Path) -> dict[str, Any]:
-    common.need_positive(config, "rows", "hidden", "epochs", "batch_size", "rates")
-    if config.seeds < 2 or config.rows < max(100, config.batch_size):
-        raise common.UserError(
-            f"--seeds {config.seeds} --rows {config.rows}: at least two seeds, and 100 rows and a batch, are needed"
-        )
+    common.require(config, "hidden", "epochs", "batch_size", "rates", seeds=2, rows=max(100, config.batch_size))
     rates: dict[str, Any] = {}
     found, claims, drawn = {}, {}, []
     for number, (name, plate) in enumerate(PLATES.items()):
@@ -150,14 +146,14 @@ def fits(config: Config, plate: data.Radiometer, rows: Rows, rates: dict[str, An
     apply, starts = networks[0][0], [params for _, params in networks]
 
     def network(params: Any, x: np.ndarray) -> np.ndarray:
-        seen = common.predict_seeds(apply, params, features.transform(x).astype(np.float32))
+        seen = sweeps.predict_seeds(apply, params, features.transform(x).astype(np.float32))
         return flux.inverse(np.asarray(seen, np.float64))
 
     losses = {"mse": mse, "huber": Partial(huber, delta=HUBER * plate.noise / flux.scale.item()), "mae": mae}
     found: dict[str, Callable] = {}
     chosen = {}
     for name, loss in losses.items():
-        sweep = common.fit_seeds(
+        sweep = sweeps.fit_seeds(
             apply, starts, scaled, (places[:, rows.train], places[:, rows.validation]), loss=loss,
             rates=rates.get(name, config.rates), epochs=config.epochs, batch_size=config.batch_size,
         )  # fmt: skip
@@ -217,7 +213,7 @@ def _report(name: str, plate: data.Radiometer, found: dict[str, Any], rates: dic
     ]  # fmt: skip
     title = f"\n{name} plate: {plate.plate[0]:g} to {plate.plate[1]:g} K, sensor noise σ = {plate.noise:g} W/m²"
     common.print_table(title, columns, table)
-    common.print_rates(rates)
+    sweeps.print_rates(rates)
 
 
 def _draw(folder: Path, plate: data.Radiometer, rows: Rows, models: dict[str, Callable]) -> None:

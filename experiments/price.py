@@ -30,13 +30,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from flax import nnx
 from jax.tree_util import Partial
 
-from experiments import common, data
-from experiments.common import Estimate
+from experiments import common, data, sweeps
 from experiments.models import MLP, Exponential
+from experiments.sweeps import Estimate
 from jaxloss import Standardizer, diagnose, gamma_deviance, huber, mae, mape, mse
 from jaxloss.metrics import ResidualStats
 from jaxloss.train import functional
@@ -93,11 +94,8 @@ class Rows(NamedTuple):
 
 
 def run(config: Config, folder: Path) -> dict[str, Any]:
-    common.need_positive(config, "rows", "hidden", "epochs", "batch_size", "rates", "dollar_rates")
-    if config.seeds < 2 or config.rows < max(100, config.batch_size):
-        raise common.UserError(
-            f"--seeds {config.seeds} --rows {config.rows}: at least two seeds, and 100 rows and a batch, are needed"
-        )
+    common.require(config, "hidden", "epochs", "batch_size", "rates", "dollar_rates")
+    common.require(config, seeds=2, rows=max(100, config.batch_size))
     rates: dict[str, Any] = {}
     found, claims, drawn = {}, {}, []
     for number, (name, market) in enumerate(MARKETS.items()):
@@ -114,11 +112,7 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
     verdict = verdict_of(found)
     print(f"\n{verdict}")
     _draw(folder, *drawn[0])
-    means = {
-        name: {way: {key: Estimate.of(values) for key, values in one.items()} for way, one in ways.items()}
-        for name, ways in found.items()
-    }
-    return {"markets": means, "rates": chosen, "claims": claims, "verdict": verdict}
+    return {"markets": jax.tree.map(Estimate.of, found), "rates": chosen, "claims": claims, "verdict": verdict}
 
 
 def judged(found: dict[str, Any]) -> dict[str, bool]:
@@ -186,12 +180,12 @@ def fits(config: Config, rows: Rows, rates: dict[str, Any]) -> tuple[dict[str, n
     def trained(name: str, way: Way, grid: tuple[float, ...]) -> np.ndarray:
         models = [functional(way.model(widths, rngs=nnx.Rngs(config.seed + seed))) for seed in range(config.seeds)]
         apply, starts = models[0][0], [params for _, params in models]
-        sweep = common.fit_seeds(
+        sweep = sweeps.fit_seeds(
             apply, starts, (x, way.target.astype(np.float32)), (places[:, rows.train], places[:, rows.validation]),
             loss=way.loss, rates=rates.get(name, grid), epochs=config.epochs, batch_size=config.batch_size,
         )  # fmt: skip
         chosen[name] = sweep.rate
-        seen = common.predict_seeds(apply, sweep.params, x.reshape(*shape[:2], -1))
+        seen = sweeps.predict_seeds(apply, sweep.params, x.reshape(*shape[:2], -1))
         return way.price(np.asarray(seen, np.float64))
 
     scaled = functools.partial(Way, target=dollars.transform(price), price=dollars.inverse)
@@ -235,7 +229,7 @@ def _report(name: str, market: data.Market, found: dict[str, Any], rates: dict[s
     columns = ("trained on", "RMSE, k$", "MAE, k$", "relative, %", "total, %", "below, %")
     table = [(way, *map(Estimate.of, list(one.values())[:5])) for way, one in found.items()]
     common.print_table(f"\n{name} noise of sd {market.spread:g} around the worth: test rows", columns, table)
-    common.print_rates(rates)
+    sweeps.print_rates(rates)
 
 
 def _draw(folder: Path, sales: data.Sales, preds: dict[str, np.ndarray], found: dict[str, Any]) -> None:

@@ -62,8 +62,7 @@ class Config:
 
 
 def run(config: Config, folder: Path) -> dict[str, Any]:
-    if config.rows < 20 or config.steps < 2:
-        raise common.UserError("--rows: at least 20, and --steps: at least 2")
+    common.require(config, rows=20, steps=2)
     shares = np.linspace(0, 0.45, config.steps)
     with jax.enable_x64(True):
         x, y = drawn(config, shares)

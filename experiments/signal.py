@@ -25,13 +25,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from flax import nnx
 from jax.tree_util import Partial
 
-from experiments import common, data
-from experiments.common import Estimate
+from experiments import common, data, sweeps
 from experiments.models import Denoiser
+from experiments.sweeps import Estimate
 from jaxloss import diagnose, huber, log_cosh, mae, mse
 from jaxloss.metrics import ResidualStats
 from jaxloss.train import functional
@@ -89,12 +90,7 @@ class Waves(NamedTuple):
 
 
 def run(config: Config, folder: Path) -> dict[str, Any]:
-    common.need_positive(config, "waves", "samples", "hidden", "epochs", "batch_size", "rates")
-    if config.seeds < 2 or config.waves < 2 or config.samples < 2 * WINDOW:
-        raise common.UserError(
-            f"--seeds {config.seeds} --waves {config.waves} --samples {config.samples}: at least two seeds, "
-            f"two waves and {2 * WINDOW} samples are needed"
-        )
+    common.require(config, "hidden", "epochs", "batch_size", "rates", seeds=2, waves=2, samples=2 * WINDOW)
     total, rows = 2 * config.waves, config.waves * (config.samples - WINDOW + 1)
     if config.batch_size > rows:
         raise common.UserError(f"--batch-size {config.batch_size}: the training waves have {rows} windows")
@@ -112,14 +108,14 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
         for names in ([tuned], checked) if len(config.rates) > 1 else ([tuned, *checked],):
             chosen = [settings[name] for name in names]
             x, y = (np.concatenate(parts) for parts in zip(*map(windows_of, chosen), strict=True))
-            sweep = common.fit_seeds(
+            sweep = sweeps.fit_seeds(
                 estimate, starts * len(names), (x.reshape(-1, x.shape[-1]), y.reshape(-1, 1)),
                 (places(x, train), places(x, validation)), loss=loss,
                 rates=(rates[loss_name],) if names is checked else config.rates,
                 epochs=config.epochs, batch_size=config.batch_size,
             )  # fmt: skip
             rates[loss_name] = sweep.rate
-            found = np.asarray(common.predict_seeds(estimate, sweep.params, x[:, test])[..., 0])
+            found = np.asarray(sweeps.predict_seeds(estimate, sweep.params, x[:, test])[..., 0])
             preds |= {
                 name: preds[name] | {loss_name: part}
                 for name, part in zip(names, np.split(found, len(names)), strict=True)
@@ -134,11 +130,7 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
     verdict = verdict_of(scored)
     print(f"\n{verdict}")
     _draw(folder, settings[tuned], test, preds[tuned], scored)
-    means = {
-        name: {way: {key: Estimate.of(values) for key, values in one.items()} for way, one in ways.items()}
-        for name, ways in scored.items()
-    }
-    return {"settings": means, "rates": rates, "claims": claims, "verdict": verdict}
+    return {"settings": jax.tree.map(Estimate.of, scored), "rates": rates, "claims": claims, "verdict": verdict}
 
 
 def record(config: Config, recorder: data.Recorder, target: str, total: int, train: np.ndarray) -> Waves:
@@ -258,7 +250,7 @@ def _report(scored: dict[str, Any], rates: dict[str, float]) -> None:
     ]
     title = "Gain in signal-to-noise ratio, dB, on test waves; and the mean error, upwards, in % of the wave"
     common.print_table(f"\n{title}", columns, table)
-    common.print_rates(rates)
+    sweeps.print_rates(rates)
 
 
 def _draw(folder: Path, waves: Waves, test: np.ndarray, preds: dict[str, np.ndarray], scored: dict[str, Any]) -> None:

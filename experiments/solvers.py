@@ -49,8 +49,7 @@ class Config:
 
 
 def run(config: Config, folder: Path) -> dict[str, Any]:
-    if min(config.rows) < 100 or config.compared < 2000:
-        raise common.UserError("--rows: at least 100 each, and --compared: at least 2000")
+    common.require(config, rows=100, compared=2000)
     with jax.enable_x64(True), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the peers, about tolerances they cannot reach
         compared = dict(comparisons(config))

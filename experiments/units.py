@@ -31,7 +31,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from experiments import common, data
+from experiments import common, data, sweeps
 from experiments.models import MLP
 from jaxloss import Standardizer, mae, mse, rmse
 from jaxloss.train import Batch, functional, supervised
@@ -57,8 +57,7 @@ class Config:
 
 
 def run(config: Config, folder: Path) -> dict[str, Any]:
-    if config.rows < 20 or config.steps < 1 or config.network_steps < 1:
-        raise common.UserError("--rows must be at least 20, --steps and --network-steps at least 1")
+    common.require(config, "steps", "network_steps", rows=20)
     x, way = data.trips(config.rows, config.seed)
     features, units = Standardizer.fit(x), Standardizer.fit(way)
     inputs = {"metres": x, "kilometres": x * [1e-3, 1.0], "standard": features.transform(x)}
@@ -150,7 +149,7 @@ def steps_of_descent(config: Config, inputs: Any, targets: Any, metres: Any, flo
         steps[name] = {}
         for unit in ("metres", "kilometres"):
             objective, batch = supervised(line, mse), batch_of(x, targets[unit])
-            _, (losses,) = common.train_at_rates(objective, start(), batch, optax.sgd, [rate], config.steps)
+            _, (losses,) = sweeps.train_at_rates(objective, start(), batch, optax.sgd, [rate], config.steps)
             steps[name][unit] = converged(losses, (1.01 * floor / metres[unit]) ** 2)
             curves[name, unit] = np.sqrt(losses) * metres[unit]
     return steps, curves
@@ -161,7 +160,7 @@ def steps_of_adam(config: Config, x: np.ndarray, targets: Any, metres: Any, floo
     steps = {}
     for unit, target in targets.items():
         objective, batch = supervised(line, mse), batch_of(x, target)
-        _, losses = common.train_at_rates(objective, start(), batch, optax.adam, ADAM_RATES, config.steps)
+        _, losses = sweeps.train_at_rates(objective, start(), batch, optax.adam, ADAM_RATES, config.steps)
         steps[unit] = [converged(curve, (1.01 * floor / metres[unit]) ** 2) for curve in losses]
     return steps
 
@@ -180,7 +179,7 @@ def errors_of_network(config: Config, x: np.ndarray, targets: Any, metres: Any) 
     errors = {}
     for unit, target in targets.items():
         objective, batch = supervised(apply, mse), batch_of(x, target)
-        _, losses = common.train_at_rates(objective, params, batch, optax.sgd, NETWORK_RATES, config.network_steps)
+        _, losses = sweeps.train_at_rates(objective, params, batch, optax.sgd, NETWORK_RATES, config.network_steps)
         errors[unit] = [float(np.sqrt(loss)) * metres[unit] for loss in losses[:, -1]]
     return errors
 

@@ -31,7 +31,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from experiments import common, data
+from experiments import common, data, sweeps
+from experiments.sweeps import Estimate
 from jaxloss import huber, loss_sum, mse, quantile, quantile_huber, rmse
 from jaxloss.plots.canvas import AMBER, BLACK, BLUE, ORANGE
 from jaxloss.train import Batch, fit_many, functional
@@ -108,13 +109,7 @@ def midpoints(number: int) -> np.ndarray:
 
 
 def run(config: Config, folder: Path) -> dict[str, Any]:
-    common.at_least(
-        transitions=(config.transitions, 100), quantiles=(config.quantiles, 2), episodes=(config.episodes, 10),
-        epochs=(config.epochs, 1), seeds=(config.seeds, 1), batch_size=(config.batch_size, 1),
-        rates=(len(config.rates), 1),
-    )  # fmt: skip
-    if min(config.rates) <= 0:
-        raise common.UserError(f"--rates must be positive, got {config.rates}")
+    common.require(config, "epochs", "seeds", "batch_size", "rates", transitions=100, quantiles=2, episodes=10)
     names = [("mse", None), *((loss, delta) for loss, deltas in DELTAS.items() for delta in deltas)]
     tuned = compare(config, TUNED, dict.fromkeys(names, config.rates))
     other = compare(config, OTHER, {name: (found["rate"],) for name, found in tuned.items()})
@@ -126,8 +121,8 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
             (
                 _label(name),
                 f"{one['rate']:g}",
-                *(common.with_error(100 * np.array(one[key])) for key in ("rmsve", "bias")),
-                common.with_error(one["quantiles"]) if "quantiles" in one else "",
+                *(Estimate.of(100 * np.array(one[key])) for key in ("rmsve", "bias")),
+                Estimate.of(one["quantiles"]) if "quantiles" in one else "",
             )
             for name, one in found.items()
         ]
@@ -176,7 +171,7 @@ def compare(config: Config, walk: data.Walk, rates: dict[Any, tuple[float, ...]]
     truth, exact = values(walk), exact_quantiles(walk, levels)
     steps, rewards = data.transitions(walk, seeds * count, 10 * config.seed)
     held_out = data.returns(walk, config.episodes, 10 * config.seed + 1).astype(np.float32)
-    optimizer = common.decaying_adam(config.epochs * -(-count // size))
+    optimizer = sweeps.decaying_adam(config.epochs * -(-count // size))
 
     def table(outputs: int) -> tuple[Callable, Any]:
         return functional(nnx.Embed(walk.states, outputs, embedding_init=nnx.initializers.zeros, rngs=nnx.Rngs(0)))
@@ -211,7 +206,7 @@ def compare(config: Config, walk: data.Walk, rates: dict[Any, tuple[float, ...]]
         objective = (of_quantiles if whole else of_value)(loss, apply)
         names = [(loss.__name__, delta) for delta in deltas]
         members = [(delta, *pair) for (_, delta), name in zip(names, names, strict=True)
-                   for pair in zip(*common.grid(rates[name], seeds, config.seed), strict=True)]  # fmt: skip
+                   for pair in zip(*sweeps.grid(rates[name], seeds, config.seed), strict=True)]  # fmt: skip
         delta, rate, numbers = (np.array(column) for column in zip(*members, strict=True))
         fitted = fit_many(
             None, jax.tree.map(lambda leaf: jnp.stack([leaf] * len(members)), params), (steps, rewards),

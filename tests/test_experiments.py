@@ -13,7 +13,7 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import common, data, physics
+from experiments import data, physics, sweeps
 from experiments.__main__ import main, names
 from jaxloss import mse, train
 
@@ -355,20 +355,23 @@ def test_signal_lives_with_impulses(tmp_path, capsys):
         assert f"{least:.1f}" in result["verdict"]
 
 
-NONE_OF_IT = ("price --rows", "price --dollar-rates", "physics --epochs", "physics --hidden", "signal --waves")
+TOO_LITTLE = {
+    "price --rows 0": "--rows 0: must be at least 100",
+    "price --rows 99": "--rows 99: must be at least 100",
+    "price --dollar-rates 1 0": r"--dollar-rates \(1.0, 0.0\): must be positive",
+    "physics --epochs 0": "--epochs 0: must be positive",
+    "physics --hidden 0": "--hidden 0: must be positive",
+    "physics --rows 199": "--rows 199: must be at least 200",  # of which a batch is
+    "signal --waves 0": "--waves 0: must be at least 2",
+    "solvers --rows 1000 10": r"--rows \(1000, 10\): must be at least 100",
+} | {f"{name} --seeds 1": "--seeds 1: must be at least 2" for name in ("price", "physics", "signal", "autoencoder")}
 
 
-@pytest.mark.parametrize("words", NONE_OF_IT)
-def test_sizes_of_zero_are_one_line(words, tmp_path):
-    name, setting = words.split()
-    with pytest.raises(SystemExit, match=rf"^{name}: {setting} .*must be positive$"):
-        main([name, setting, "0", "--out", str(tmp_path / "run")])
-
-
-@pytest.mark.parametrize("name", ["price", "physics", "signal"])
-def test_one_seed_has_no_standard_error(name, tmp_path):
-    with pytest.raises(SystemExit, match=rf"^{name}: --seeds 1 .*two seeds[^\n]*$"):
-        main([name, "--seeds", "1", "--out", str(tmp_path / "run")])
+@pytest.mark.parametrize("words", TOO_LITTLE)
+def test_too_little_is_one_line(words, tmp_path):
+    name, *rest = words.split()
+    with pytest.raises(SystemExit, match=rf"^{name}: {TOO_LITTLE[words]}$"):
+        main([name, *rest, "--out", str(tmp_path / "run")])
 
 
 def test_radiometer_follows_the_law():
@@ -409,15 +412,19 @@ def test_autocorrelation_is_that_of_statsmodels():
 
 
 def test_estimate():
-    estimate = common.Estimate.of([1.0, 2.0, 3.0, 4.0])
+    estimate = sweeps.Estimate.of([1.0, 2.0, 3.0, 4.0])
     assert estimate.mean == 2.5
     assert estimate.error == pytest.approx(np.sqrt(5 / 3) / 2)
     assert str(estimate) == "2.5±0.6"
-    assert str(common.Estimate(12345.6, 78.0)) == "12,346±78"
-    assert str(common.Estimate(100.392, 0.0961)) == "100.4±0.1"
-    assert str(common.Estimate(1.0, 0.0)) == "1"
+    assert str(sweeps.Estimate(12345.6, 78.0)) == "12,346±78"
+    assert str(sweeps.Estimate(100.392, 0.0961)) == "100.4±0.1"
+    assert str(sweeps.Estimate(1.0, 0.0)) == "1"
     assert estimate.beyond_chance
-    assert not common.Estimate(1.0, 0.6).beyond_chance
+    assert not sweeps.Estimate(1.0, 0.6).beyond_chance
+    one = sweeps.Estimate.of([2.5])
+    assert math.isnan(one.error)
+    assert str(one) == "2.5"
+    assert not one.beyond_chance
 
 
 @pytest.mark.slow
@@ -431,7 +438,7 @@ def test_fit_seeds_takes_the_rate_of_the_lowest_validation_loss():
         return params["slope"] * x + params["intercept"]
 
     shared = {"loss": mse, "epochs": 10, "batch_size": 20}
-    found = common.fit_seeds(line, starts, (x, y), (rows[:, :20], rows[:, 20:]), rates=(1e-4, 0.2), **shared)
+    found = sweeps.fit_seeds(line, starts, (x, y), (rows[:, :20], rows[:, 20:]), rates=(1e-4, 0.2), **shared)
     assert found.rate == pytest.approx(0.2)
     assert found.validation.shape == (2, 2)
     assert (found.validation[1] < found.validation[0]).all()

@@ -9,10 +9,8 @@ Means are taken of deviations from one entry, so that an offset such as that of 
 from __future__ import annotations
 
 import functools
-import inspect
-import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +19,7 @@ from jax import lax
 
 from jaxloss import kink
 from jaxloss.contract import NONNEGATIVE, check_loss, check_settings, loss_name, prepare, to_dtype, unbound
+from jaxloss.metrics.group import Group, pooled
 from jaxloss.reduce import Axis, check_reduction, hide, total_weight
 
 __all__ = ["bias", "d2", "explained_variance", "max_error", "median_absolute_error", "pearson", "r2", "rmse"]
@@ -65,107 +64,6 @@ def _rmse(pred, target, eps, weights, where, *, axes):
     return scale * kink.root(squares.sum(axes) / weight + eps * inverse * inverse)
 
 
-class _Group(NamedTuple):
-    """How entries are pooled: over which axes, with which weights, and which are there at all."""
-
-    axes: tuple[int, ...]
-    weights: Any
-    where: Any
-    shape: tuple[int, ...]
-
-    @property
-    def weight(self) -> jax.Array:
-        """Σw, or the number of entries, with the pooled axes kept as 1."""
-        dtype = jnp.float32 if self.weights is None else self.weights.dtype
-        weight = total_weight(self.shape, dtype, self.weights, self.where, self.axes, "weighted_mean")
-        return jnp.expand_dims(weight, self.axes)
-
-    @property
-    def present(self) -> jax.Array:
-        """Which entries are there: not masked, and of a weight that is not 0."""
-        present = jnp.ones(self.shape, bool) if self.where is None else jnp.broadcast_to(self.where, self.shape)
-        return present if self.weights is None else present & (self.weights != 0)
-
-    def average(self, values: jax.Array) -> jax.Array:
-        """Σwv/Σw, with the pooled axes kept as 1; NaN over nothing."""
-        values = values if self.weights is None else values * self.weights
-        return values.sum(self.axes, keepdims=True) / self.weight.astype(values.dtype)
-
-    def least(self, values: jax.Array) -> jax.Array:
-        """The least value that is there; 0 over nothing."""
-        least = jnp.min(jnp.where(self.present, values, jnp.inf), self.axes, initial=jnp.inf, keepdims=True)
-        return jnp.where(least == jnp.inf, 0, least)
-
-    def largest(self, values: jax.Array) -> jax.Array:
-        """The largest value that is there; −inf over nothing, NaN if one is NaN."""
-        return jnp.max(jnp.where(self.present, values, -jnp.inf), self.axes, initial=-jnp.inf, keepdims=True)
-
-    def centred(self, values: jax.Array) -> jax.Array:
-        """The values less their average: exactly 0 where they are constant."""
-        values = jnp.where(self.present, values - lax.stop_gradient(self.least(values)), 0)
-        return jnp.where(self.present, values - self.average(values), 0)
-
-    def quantile(self, values: jax.Array, level: jax.Array | float) -> jax.Array:
-        """The middle of the interval of values with weight `level` below: the median is that of NumPy."""
-        kept = tuple(axis for axis in range(len(self.shape)) if axis not in self.axes)
-        size = math.prod(self.shape[axis] for axis in self.axes)
-
-        def lines(x: jax.Array) -> jax.Array:
-            return jnp.transpose(x, kept + self.axes).reshape(*(self.shape[axis] for axis in kept), size)
-
-        values = lines(jnp.where(self.present, values, jnp.inf))
-        if size == 0:
-            return jnp.expand_dims(jnp.full(values.shape[:-1], jnp.nan, values.dtype), self.axes)
-        if self.weights is None:  # by integers: a float32 count would stop at 2²⁴
-            values = jnp.sort(values, -1)
-            number = lines(self.present).sum(-1, keepdims=True, dtype=jnp.int32)
-            rank = level * number.astype(values.dtype)
-            low, high = jnp.ceil(rank).astype(jnp.int32) - 1, jnp.floor(rank).astype(jnp.int32)
-            if isinstance(level, float) and level == 0.5:
-                low, high = (number - 1) // 2, number // 2
-        else:
-            weights = lines(jnp.where(self.present, self.weights, 0))
-            values, weights = lax.sort((values, weights), num_keys=1)
-            below = jnp.cumsum(weights, -1)
-            number = lines(self.present).sum(-1, keepdims=True, dtype=jnp.int32)
-            wanted = level * below[..., -1:]
-            low = jnp.sum(below < wanted, -1, keepdims=True, dtype=jnp.int32)
-            high = jnp.sum(below <= wanted, -1, keepdims=True, dtype=jnp.int32)
-        ends = [
-            jnp.take_along_axis(values, jnp.clip(place, 0, jnp.maximum(number - 1, 0)), -1) for place in (low, high)
-        ]
-        middle = 0.5 * ends[0] + 0.5 * ends[1]
-        return jnp.expand_dims(jnp.where(number == 0, jnp.nan, middle)[..., 0], self.axes)
-
-
-def _score(function: Callable) -> Callable[..., jax.Array]:
-    """Give a score, written for a prediction, a target and a group, the call shape of a loss."""
-    name, compiled = function.__name__, jax.jit(_pooled, static_argnames=("function", "axes"))
-
-    @functools.wraps(function)
-    def score(pred, target, *, weights=None, where=None, axis=None):
-        target, weights, shape = prepare(name, pred, target, weights, where)
-        axes = check_reduction(name, "mean", axis, len(shape))
-        return compiled(pred, target, weights, where, function=function, axes=axes)
-
-    parameters = list(inspect.signature(score, follow_wrapped=False).parameters.values())
-    score.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    return score
-
-
-def _pooled(pred, target, weights, where, *, function, axes):
-    pred = jnp.asarray(pred).astype(target.dtype)
-    shape = target.shape
-    if weights is not None:
-        weights = jnp.broadcast_to(weights, shape)
-    if where is not None:
-        pred, target = (hide(value, where, 0.0) for value in (pred, target))
-        weights = None if weights is None else hide(weights, where, 0.0)
-    group = _Group(axes, weights, where, shape)
-    result = function(pred, target, group)
-    return jnp.where(group.weight == 0, jnp.nan, result).squeeze(axes)
-
-
 def _less(error: jax.Array, spread: jax.Array) -> jax.Array:
     """1 − error/spread; over a spread of 0 it is 1 for no error, else 0."""
     flat = spread == 0
@@ -173,15 +71,15 @@ def _less(error: jax.Array, spread: jax.Array) -> jax.Array:
     return jnp.where(flat, jnp.where(error == 0, 1.0, 0.0).astype(error.dtype), ratio)
 
 
-def _in_units(values: jax.Array, group: _Group) -> tuple[jax.Array, jax.Array]:
+def _in_units(values: jax.Array, group: Group) -> tuple[jax.Array, jax.Array]:
     """The largest size, or 1 where that is 0 or not finite, and its inverse: squares neither over- nor underflow."""
     size = lax.stop_gradient(group.largest(jnp.abs(values)))
     size = jnp.where((size > 0) & (size < jnp.inf), size, 1)
     return values / size, size
 
 
-@_score
-def r2(pred: Any, target: Any, group: Any) -> jax.Array:
+@pooled
+def r2(pred: Any, target: Any, group: Group) -> jax.Array:
     """Coefficient of determination 1 − Σw(pred − target)²/Σw(target − t̄)², t̄ the weighted mean of the target.
 
     1 is a perfect fit, 0 no better than the mean. scikit-learn's `r2_score`, per output with axis=0; pooled, with
@@ -196,8 +94,8 @@ def r2(pred: Any, target: Any, group: Any) -> jax.Array:
     return _less(group.average(jnp.square((pred - target) / size)), group.average(jnp.square(spread)))
 
 
-@_score
-def explained_variance(pred: Any, target: Any, group: Any) -> jax.Array:
+@pooled
+def explained_variance(pred: Any, target: Any, group: Group) -> jax.Array:
     """Explained variance 1 − Var(pred − target)/Var(target), weighted: r2 after the bias is taken off.
 
     scikit-learn's `explained_variance_score`, per output with axis=0. Of a constant target as in `r2`.
@@ -210,8 +108,8 @@ def explained_variance(pred: Any, target: Any, group: Any) -> jax.Array:
     return _less(group.average(jnp.square(group.centred(pred - target) / size)), group.average(jnp.square(spread)))
 
 
-@_score
-def bias(pred: Any, target: Any, group: Any) -> jax.Array:
+@pooled
+def bias(pred: Any, target: Any, group: Group) -> jax.Array:
     """Mean error Σw(pred − target)/Σw, in the target's units: positive where predictions are too high.
 
     >>> from jaxloss.metrics import bias
@@ -221,8 +119,8 @@ def bias(pred: Any, target: Any, group: Any) -> jax.Array:
     return group.average(pred - target)
 
 
-@_score
-def max_error(pred: Any, target: Any, group: Any) -> jax.Array:
+@pooled
+def max_error(pred: Any, target: Any, group: Group) -> jax.Array:
     """Largest absolute error max |pred − target|; of weights only whether they are 0 matters.
 
     scikit-learn's `max_error`, which takes neither weights nor several outputs.
@@ -234,8 +132,8 @@ def max_error(pred: Any, target: Any, group: Any) -> jax.Array:
     return group.largest(kink.absolute(pred - target))
 
 
-@_score
-def median_absolute_error(pred: Any, target: Any, group: Any) -> jax.Array:
+@pooled
+def median_absolute_error(pred: Any, target: Any, group: Group) -> jax.Array:
     """Weighted median of |pred − target|, in the target's units; between two values it is their middle.
 
     scikit-learn's `median_absolute_error`, per output with axis=0.
@@ -249,8 +147,8 @@ def median_absolute_error(pred: Any, target: Any, group: Any) -> jax.Array:
     return jnp.where(seen, jnp.nan, group.quantile(errors, 0.5))
 
 
-@_score
-def pearson(pred: Any, target: Any, group: Any) -> jax.Array:
+@pooled
+def pearson(pred: Any, target: Any, group: Group) -> jax.Array:
     """Weighted correlation of prediction and target, from −1 to 1; NaN where one of them is constant.
 
     It forgives bias and scale: a prediction of 10·target + 3 has 1.
@@ -299,7 +197,7 @@ def d2(loss: Any) -> Callable[..., jax.Array]:
 
     score.__name__ = score.__qualname__ = name
     score.__doc__ = f"1 − Σw·{loss_name(loss)} of the prediction over that of the best constant."
-    return _score(score)
+    return pooled(score)
 
 
 def _best_constant(name: str, traits: Any, settings: dict[str, Any]) -> Callable:
@@ -320,7 +218,7 @@ def _best_constant(name: str, traits: Any, settings: dict[str, Any]) -> Callable
     )
 
 
-def _bisect(target: jax.Array, group: _Group, average: Callable) -> jax.Array:
+def _bisect(target: jax.Array, group: Group, average: Callable) -> jax.Array:
     """Where the slope of the average loss changes sign, between the least and the largest target."""
 
     def slope(constant):

@@ -1,8 +1,9 @@
-"""The entries to be drawn: checked as a loss checks them, on the host, in float64."""
+"""The entries to be drawn, checked as a loss checks them, on the host, in float64; and what is drawn of them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import jax
@@ -10,7 +11,17 @@ import numpy as np
 
 from jaxloss.contract import prepare
 
-__all__ = ["Entries", "entries_of", "not_finite", "present_entries", "quantiles", "running_quantiles"]
+__all__ = [
+    "Entries",
+    "bin_edges",
+    "entries_of",
+    "lorenz",
+    "not_finite",
+    "present_entries",
+    "quantiles",
+    "ranked",
+    "running_quantiles",
+]
 
 Array = np.ndarray
 
@@ -46,6 +57,11 @@ class Entries:
         """Kish's effective number of entries, (Σw)²/Σw²."""
         weights = self.weights
         return float(self.size if weights is None else weights.sum() ** 2 / np.square(weights).sum())
+
+    def ascending(self, key: Array) -> tuple[Array, Array]:
+        """The residuals in the order of the key, and their weights, which are 1 if none were given."""
+        order = np.argsort(key, kind="stable")
+        return self.residual[order], np.ones(self.size) if self.weights is None else self.weights[order]
 
     def sample(self, seed: int) -> tuple[Array, str]:
         """Which entries a scatter shows, in order, and the note about it: a seeded sample and the worst of all."""
@@ -118,3 +134,34 @@ def running_quantiles(entries: Entries, levels: tuple[float, ...]) -> tuple[Arra
             centres.append(quantiles(entries.pred[group], 0.5, weights))
             bands.append(quantiles(entries.residual[group], levels, weights))
     return np.array(centres), np.array(bands)
+
+
+def bin_edges(entries: Entries) -> Array:
+    """The ends of bins by Freedman and Diaconis, 8 to 80 of them, within 6 robust standard deviations of the median."""
+    residual, weights = entries.residual, entries.weights
+    low, high = residual.min(), residual.max()
+    quarter, median, three = quantiles(residual, (0.25, 0.5, 0.75), weights)
+    spread = (three - quarter) / (2 * NormalDist().inv_cdf(0.75))
+    if spread > 0:
+        low, high = max(low, median - 6 * spread), min(high, median + 6 * spread)
+    if low == high:
+        width = max(abs(low), 1.0)
+        return np.linspace(low - width, high + width, 10)
+    width = 2 * (three - quarter) / entries.effective ** (1 / 3)
+    number = int(np.clip(np.ceil((high - low) / width), 8, 80)) if width > 0 else 30
+    return np.linspace(low, high, number + 1)
+
+
+def ranked(entries: Entries) -> tuple[Array, Array]:
+    """The share of the weight below the middle of each residual, and the residuals, ascending."""
+    residual, weights = entries.ascending(entries.residual)
+    return (np.cumsum(weights) - weights / 2) / weights.sum(), residual
+
+
+def lorenz(entries: Entries) -> tuple[Array, Array]:
+    """Share of the weight and of the squared error in the worst 0, 1, 2, … entries."""
+    residual, weights = entries.ascending(-np.abs(entries.residual))
+    size = max(np.abs(residual).max(), np.finfo(float).tiny)  # squares of small numbers do not vanish
+    squares = weights * np.square(residual / size)
+    within, carried = (np.concatenate([[0], np.cumsum(values)]) for values in (weights, squares))
+    return within / within[-1], carried / (carried[-1] or 1)

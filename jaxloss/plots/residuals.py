@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from jaxloss.plots.canvas import BLUE, GRAY, ORANGE, annotated, empty, in_unit, legend, new_axes, title
-from jaxloss.plots.entries import Entries, entries_of, quantiles, running_quantiles
+from jaxloss.plots.entries import Entries, bin_edges, entries_of, lorenz, quantiles, ranked, running_quantiles
 
 __all__ = [
     "actual_against_predicted",
@@ -138,7 +138,7 @@ def draw_histogram(axes: Axes, entries: Entries, unit: str | None) -> list[str]:
     if not entries.size:
         return _nothing(axes, entries)
     residual, weights = entries.residual, entries.weights
-    edges = _edges(entries)
+    edges = bin_edges(entries)
     inside = (residual >= edges[0]) & (residual <= edges[-1])
     counts, _ = np.histogram(residual, edges, weights=weights)
     total = entries.size if weights is None else weights.sum()
@@ -155,22 +155,6 @@ def draw_histogram(axes: Axes, entries: Entries, unit: str | None) -> list[str]:
     beyond = int(entries.size - inside.sum())
     told = f"{beyond:,} of {entries.size:,} residuals are beyond the histogram's ends" if beyond else ""
     return [told, entries.left_out]
-
-
-def _edges(entries: Entries) -> np.ndarray:
-    """Bins by Freedman and Diaconis, 8 to 80 of them, within 6 robust standard deviations of the median."""
-    residual, weights = entries.residual, entries.weights
-    low, high = residual.min(), residual.max()
-    quarter, median, three = quantiles(residual, (0.25, 0.5, 0.75), weights)
-    spread = (three - quarter) / (2 * NORMAL.inv_cdf(0.75))
-    if spread > 0:
-        low, high = max(low, median - 6 * spread), min(high, median + 6 * spread)
-    if low == high:
-        width = max(abs(low), 1.0)
-        return np.linspace(low - width, high + width, 10)
-    width = 2 * (three - quarter) / entries.effective ** (1 / 3)
-    number = int(np.clip(np.ceil((high - low) / width), 8, 80)) if width > 0 else 30
-    return np.linspace(low, high, number + 1)
 
 
 def residual_qq(
@@ -203,7 +187,7 @@ def draw_qq(axes: Axes, entries: Entries, unit: str | None) -> list[str]:
     axes.set(xlabel="normal quantile (sd)", ylabel=in_unit("predicted − actual", unit))
     if not entries.size:
         return _nothing(axes, entries)
-    levels, values = _sorted_with_levels(entries)
+    levels, values = ranked(entries)
     shown = _thinned(levels)
     normal = np.array([NORMAL.inv_cdf(level) for level in levels[shown]])
     quarter, three = quantiles(entries.residual, (0.25, 0.75), entries.weights)
@@ -216,13 +200,6 @@ def draw_qq(axes: Axes, entries: Entries, unit: str | None) -> list[str]:
         axes.plot(normal, line, color=GRAY, linewidth=1)
     axes.plot(normal, values[shown], "o", color=BLUE, markersize=3.5, markeredgewidth=0)
     return [entries.left_out]
-
-
-def _sorted_with_levels(entries: Entries) -> tuple[np.ndarray, np.ndarray]:
-    """The residuals ascending, and the share of the weight below the middle of each."""
-    order = np.argsort(entries.residual, kind="stable")
-    weights = np.ones(entries.size) if entries.weights is None else entries.weights[order]
-    return (np.cumsum(weights) - weights / 2) / weights.sum(), entries.residual[order]
 
 
 def _thinned(levels: np.ndarray, ends: int = 50, between: int = 500) -> np.ndarray:
@@ -282,16 +259,6 @@ def draw_share(axes: Axes, entries: Entries) -> list[str]:
     axes.yaxis.set_major_formatter(percent)
     legend(axes)
     return [entries.left_out]
-
-
-def lorenz(entries: Entries) -> tuple[np.ndarray, np.ndarray]:
-    """Share of the weight and of the squared error in the worst 0, 1, 2, … entries."""
-    order = np.argsort(-np.abs(entries.residual), kind="stable")
-    weights = np.ones(entries.size) if entries.weights is None else entries.weights[order]
-    size = max(np.abs(entries.residual).max(), np.finfo(float).tiny)  # squares of small numbers do not vanish
-    squares = weights * np.square(entries.residual[order] / size)
-    within, carried = (np.concatenate([[0], np.cumsum(values)]) for values in (weights, squares))
-    return within / within[-1], carried / (carried[-1] or 1)
 
 
 def _normal_share(top: float) -> float:

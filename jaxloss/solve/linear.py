@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import warnings
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -84,7 +85,7 @@ def solve_linear(
     if scale_estimator and (not known.residual or kind_of(function) is Kind.LINEAR):
         raise ValueError(f"{name}: scale_estimator is for smooth losses of pred − target; leave it out")
     found = _solve(function, bool(intercept), scale_estimator is not None, rows)
-    fit = LinearFit(**found._asdict(), loss=Partial(function, **rows.settings))
+    fit = dataclasses.replace(found, loss=Partial(function, **rows.settings))
     if is_concrete(fit):
         _warn(name, fit, rows.x.shape[1] + bool(intercept))
     return fit
@@ -106,26 +107,13 @@ def _warn(name: str, fit: LinearFit, full: int) -> None:
         )
 
 
-class _Found(NamedTuple):
-    """The fields of `LinearFit` that are computed."""
-
-    coef: Array
-    intercept: Array
-    scale: Array
-    objective: Array
-    iterations: Array
-    converged: Array
-    rank: Array
-    gap: Array
-
-
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _solve(loss: Any, intercept: bool, scaled: bool, rows: Rows) -> _Found:
+def _solve(loss: Any, intercept: bool, scaled: bool, rows: Rows) -> LinearFit:
     found = by_column(functools.partial(_solve_one, loss, intercept, scaled), rows)
-    return found._replace(coef=found.coef.T)
+    return dataclasses.replace(found, coef=found.coef.T)
 
 
-def _solve_one(loss: Any, intercept: bool, scaled: bool, rows: Rows) -> _Found:
+def _solve_one(loss: Any, intercept: bool, scaled: bool, rows: Rows) -> LinearFit:
     """Solve for constants; then give the solution its derivatives."""
     fixed = lax.stop_gradient(rows)
     x, target, weights, settings, l2 = fixed
@@ -219,8 +207,8 @@ def _with_derivatives(
     solution: Solution,
     scale: Array,
     gap: Array,
-    dual: Dual | None,
-) -> _Found:
+from collections.abc import Mapping
+from typing import Any
     x, target, weights, settings, l2 = rows
     slopes, count, term = x.shape[1], len(solution.params), Term(loss, settings)
     solution = lax.stop_gradient(solution)
@@ -273,7 +261,7 @@ def _with_derivatives(
     if intercept:
         constant = constant + change_of_params[-1] - matmul(solution.shift, change_of_params[:-1])
     good = solution.converged & jnp.isfinite(objective) & (jnp.sum(weights) > 0)
-    return _Found(coef, constant, scale, objective, solution.iterations, good, solution.rank, gap)
+    return LinearFit(coef, constant, scale, objective, solution.iterations, good, solution.rank, gap, Partial(loss))
 
 
 def _pulls_of_dual(term: Term, eta: Array, target: Array, weights: Array, dual: Dual) -> Array:

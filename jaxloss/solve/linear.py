@@ -207,8 +207,8 @@ def _with_derivatives(
     solution: Solution,
     scale: Array,
     gap: Array,
-from collections.abc import Mapping
-from typing import Any
+    dual: Dual | None,
+) -> LinearFit:
     x, target, weights, settings, l2 = rows
     slopes, count, term = x.shape[1], len(solution.params), Term(loss, settings)
     solution = lax.stop_gradient(solution)

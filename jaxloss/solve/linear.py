@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from jaxloss.losses.residual import mse
 from jaxloss.solve.descent import descend, regress
 from jaxloss.solve.design import Design, matmul, summed, with_design
 from jaxloss.solve.fit import LinearFit
-from jaxloss.solve.implicit import implicitly
+from jaxloss.solve.implicit import implicitly, valued
 from jaxloss.solve.interior_point import Bounded, Dual, interior_point
 from jaxloss.solve.joint_scale import descend_with_scale, median_rows, scale_of
 from jaxloss.solve.least_squares import Solution, least_squares
@@ -120,32 +120,47 @@ def _solve_one(loss: Any, intercept: bool, scaled: bool, rows: Rows) -> LinearFi
     if kind_of(loss) is Kind.QUADRATIC:
         bend = Term(loss, settings).curvature(jnp.zeros_like(target), jnp.zeros_like(target))
         solution = least_squares(x, target, weights * bend, l2, intercept)
-        scale, gap, dual = jnp.ones((), x.dtype), jnp.zeros((), x.dtype), None
+        ended = _Ended(jnp.ones((), x.dtype), jnp.zeros((), x.dtype))
     else:
         solve = functools.partial(_solve_in_basis, loss, scaled)
-        (phi, scale, steps, good, gap, dual), design = with_design(solve, intercept)(x, weights, l2, target, settings)
+        (phi, steps, good, ended), design = with_design(solve, intercept)(x, weights, l2, target, settings)
         params = matmul(design.back, phi)
         constant = params[-1] - matmul(design.shift, params[:-1]) if intercept else jnp.zeros((), x.dtype)
         solution = Solution(params, constant, design.back, design.shift, steps, good, design.rank)
-    return _with_derivatives(loss, intercept, scaled, rows, solution, scale, gap, dual)
+    return _with_derivatives(loss, intercept, scaled, rows, solution, ended)
+
+
+class _Ended(NamedTuple):
+    """What a search tells beside the solution: the objective where it is known, the dual of piecewise-linear losses."""
+
+    scale: Array
+    gap: Array
+    objective: Array | None = None
+    dual: Dual | None = None
 
 
 def _solve_in_basis(
     loss: Any, scaled: bool, design: Design, weights: Array, target: Array, settings: Mapping[str, Array]
-) -> tuple[Array, Array, Array, Array, Array, Dual | None]:
-    """Coordinates, scale, steps, whether it is a minimum, and for piecewise-linear losses the gap and the dual."""
+) -> tuple[Array, Array, Array, _Ended]:
+    """Coordinates, steps, whether it is a minimum, and how it ended."""
     kind, term = kind_of(loss), Term(loss, settings)
     one, eps = jnp.ones((), target.dtype), float(jnp.finfo(target.dtype).eps)
+
+    def objective(phi: Array, scale: Array) -> Array:
+        losses = term.value(matmul(design.rows, phi), target, scale)
+        return jnp.sum(jnp.where(weights == 0, 0, weights * losses)) + 0.5 * phi @ design.penalty @ phi
+
     if kind is Kind.LINEAR:
         bounded = _bounds(term, target, weights)
         copies = len(bounded.target) // len(target)
         wide = design._replace(rows=jnp.tile(design.rows, (copies, 1)))
         dual = interior_point(wide, bounded, max(2e-11, 16 * eps))
-        return dual.phi, one, dual.number, dual.gap <= max(1e-10, 64 * eps), dual.gap, dual
+        good = dual.gap <= max(1e-10, 64 * eps)
+        return dual.phi, dual.number, good, _Ended(one, dual.gap, objective(dual.phi, one), dual)
     minimise = descend_with_scale if scaled else descend
     phi = _start(minimise, term, design, target, weights, kind)
     phi, scale, steps, good = minimise(term, design, target, weights, phi)
-    return phi, scale, steps, good, jnp.zeros((), target.dtype), None
+    return phi, steps, good, _Ended(scale, 0 * one, objective(phi, scale))
 
 
 def _start(minimise: Any, term: Term, design: Design, target: Array, weights: Array, kind: Kind) -> Array:
@@ -205,23 +220,20 @@ def _with_derivatives(
     scaled: bool,
     rows: Rows,
     solution: Solution,
-    scale: Array,
-    gap: Array,
-    dual: Dual | None,
+    ended: _Ended,
 ) -> LinearFit:
     x, target, weights, settings, l2 = rows
     slopes, count, term = x.shape[1], len(solution.params), Term(loss, settings)
-    solution = lax.stop_gradient(solution)
-    near = solution.shift
-    if intercept:  # a number inside each column, the same for all fits to these rows, whatever those without weight are
-        near = jnp.median(lax.stop_gradient(x[:: -(-len(x) // 15)]), axis=0)
+    solution, (scale, gap, known, dual) = lax.stop_gradient((solution, ended))
 
-    def split(params: Array) -> tuple[Array, Array]:
-        return params[:slopes], params[slopes] if intercept else jnp.zeros((), x.dtype)
+    def predictor(params: Array, x: Array, shift: Array) -> Array:
+        pred = matmul(x - shift[None], params[:slopes])
+        return pred + params[slopes] if intercept else pred
 
-    def predictor(params: Array) -> Array:
-        coef, constant = split(params)
-        return matmul(x - near[None], coef) + (matmul(near - solution.shift, coef) + constant)
+    def objective_of(params: Array, shift: Array, scale: Array, rows: Rows) -> Array:
+        losses = Term(loss, rows.settings).value(predictor(params, rows.x, shift), rows.target, scale)
+        total = jnp.sum(jnp.where(rows.weights == 0, 0, rows.weights * losses))
+        return total + 0.5 * rows.l2 * jnp.sum(params[:slopes] * params[:slopes])
 
     def gradient(params: Array, pulls: Array) -> Array:
         """In the coordinates in which the problem is well-conditioned; those that do not count move nothing."""
@@ -230,9 +242,9 @@ def _with_derivatives(
         return matmul(solution.back.T, whole)
 
     idle = 1.0 * jnp.all(solution.back == 0, axis=0)
-    start = predictor(solution.params)
     rows_of_median = (jnp.asarray(0), jnp.asarray(0))
     if scaled:
+        start = predictor(solution.params, x, solution.shift)
         rows_of_median = median_rows(jnp.abs(lax.stop_gradient(start - target)), lax.stop_gradient(weights))
         if kind_of(loss) is Kind.QUADRATIC:
             scale = lax.stop_gradient(scale_of(start - target, rows_of_median))
@@ -240,7 +252,7 @@ def _with_derivatives(
     def equations(change: Array) -> Array:
         moved = change[:count]
         params = solution.params + matmul(solution.back, moved)
-        eta = predictor(params)
+        eta = predictor(params, x, solution.shift)
         if dual is not None:
             return gradient(params, _pulls_of_dual(term, eta, target, weights, dual)) + idle * moved
         if not scaled:
@@ -254,10 +266,9 @@ def _with_derivatives(
     params = solution.params + change_of_params
     if scaled:
         scale = scale + change[count]
-    coef = params[:slopes]
-    losses = term.value(predictor(params), target, scale)
-    objective = jnp.sum(jnp.where(weights == 0, 0, weights * losses)) + 0.5 * l2 * jnp.sum(coef * coef)
-    constant = solution.constant
+    at = (params, solution.shift, scale, rows)
+    objective = objective_of(*at) if known is None or scaled else valued(objective_of, known, *at)
+    coef, constant = params[:slopes], solution.constant
     if intercept:
         constant = constant + change_of_params[-1] - matmul(solution.shift, change_of_params[:-1])
     good = solution.converged & jnp.isfinite(objective) & (jnp.sum(weights) > 0)

@@ -33,7 +33,7 @@ from jaxloss import (
     welsch,
 )
 from jaxloss.contract import loss_name
-from jaxloss.solve import solve_linear
+from jaxloss.solve import fewer_rows, solve_linear
 
 DATA = ROOT.parent / "shared" / "data"
 RANDOM = np.random.default_rng(0)
@@ -431,3 +431,43 @@ def test_summary_is_a_table():
     assert re.search(r"^coef\[2\] +\S+ +\S+ +\S+$", text, re.MULTILINE)
     assert text.splitlines()[0].startswith("mse, 60 rows, rank 4: objective")
     assert "converged" in str(solve_linear(x, y))
+
+
+MANY = {
+    "median": (mae, {}),
+    "levels": (Partial(quantile, level=jnp.array([0.02, 0.5, 0.9])), {}),
+    "dead zone": (Partial(epsilon_insensitive, epsilon=0.3), {}),
+    "ridge": (mae, {"l2": 30.0}),
+    "ties": (Partial(quantile, level=0.3), {"weights": "some", "round": True}),
+    "perfect": (mae, {"noise": 0.0}),
+    "far": (mae, {"noise": 1e8, "shuffle": False}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", MANY)
+def test_many_rows_by_way_of_few_are_as_good_as_all_at_once(case, monkeypatch):
+    loss, more = MANY[case]
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(3000, 2))
+    noise = rng.standard_cauchy(3000) * more.get("noise", 1.0)
+    y = x @ [1.0, -1.0] + 3 + (noise if more.get("shuffle", True) else np.sort(noise))
+    y = np.round(y) if "round" in more else y
+    weights = jnp.asarray(rng.poisson(1.0, 3000).astype(float)) if "weights" in more else jnp.ones(3000)
+
+    def fit(y):
+        return solve_linear(x, y, loss, weights=weights, l2=more.get("l2", 0.0))
+
+    def both(y):
+        slope = jax.grad(lambda y: jnp.sum(fit(y).coef))(jnp.asarray(y)) if case in ("median", "ridge") else 0
+        return fit(y), slope
+
+    few, slope = both(y)
+    monkeypatch.setattr(fewer_rows, "ROUNDS", -1)
+    jax.clear_caches()
+    whole, slope_of_all = both(y)
+    assert np.all(few.converged)
+    np.testing.assert_allclose(few.objective, whole.objective, rtol=1e-10, atol=1e-9)
+    if "round" not in more:  # else many coefficients are as good
+        np.testing.assert_allclose(few.coef, whole.coef, rtol=1e-8)
+        np.testing.assert_allclose(slope, slope_of_all, atol=1e-8)

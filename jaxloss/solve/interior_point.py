@@ -17,7 +17,7 @@ from jax import lax
 from jaxloss.solve.descent import regress
 from jaxloss.solve.design import Design, hessian, matmul, summed
 
-__all__ = ["Bounded", "Dual", "interior_point"]
+__all__ = ["Bounded", "Dual", "Rest", "interior_point"]
 
 Array = jax.Array
 STEPS = 80
@@ -29,6 +29,13 @@ class Bounded(NamedTuple):
     target: Array
     low: Array
     high: Array
+
+
+class Rest(NamedTuple):
+    """What rows that are left out add to the objective: pull·φ + constant."""
+
+    pull: Array
+    constant: Array
 
 
 class Dual(NamedTuple):
@@ -51,13 +58,18 @@ class _State(NamedTuple):
     done: Array
 
 
-def interior_point(design: Design, rows: Bounded, tolerance: float) -> Dual:
-    """Minimise Σ max y·r + ½φᵀ·penalty·φ until the gap to the dual is `tolerance` of the objective."""
+def interior_point(
+    design: Design, rows: Bounded, tolerance: float, phi: Array | None = None, rest: Rest | None = None
+) -> Dual:
+    """Minimise Σ max y·r + ½φᵀ·penalty·φ until the gap to the dual is `tolerance` of the objective.
+
+    phi: where to start, else from least squares. rest: what is added to the objective.
+    """
     matrix, dtype = design.rows, rows.target.dtype
     eps, tiny = jnp.finfo(dtype).eps, jnp.finfo(dtype).tiny
     width = rows.high - rows.low
     present = width > 0
-    phi = regress(design, rows.target, present.astype(dtype))
+    phi = regress(design, rows.target, present.astype(dtype)) if phi is None else phi
     residual = matmul(matrix, phi) - rows.target
     number = jnp.maximum(jnp.sum(present), 1)
     sizes = jnp.where(present, jnp.abs(rows.target), 0)
@@ -71,9 +83,14 @@ def interior_point(design: Design, rows: Bounded, tolerance: float) -> Dual:
     low, high = jnp.where(present, low, -0.5), jnp.where(present, high, 0.5)
     inside = design._replace(rows=matrix, penalty=design.penalty * (unit / weight))
     tied = jnp.any(inside.penalty != 0)
+    pull, constant = (0 * phi, 0 * unit) if rest is None else (rest.pull / weight, rest.constant / (unit * weight))
 
     def objective(phi: Array, residual: Array) -> Array:
-        return jnp.sum(jnp.maximum(high * residual, low * residual)) + 0.5 * phi @ inside.penalty @ phi
+        total = jnp.sum(jnp.maximum(high * residual, low * residual)) + 0.5 * phi @ inside.penalty @ phi
+        return total + (pull @ phi + constant)
+
+    def balance_of(phi: Array, y: Array) -> Array:
+        return summed(y, inside.rows) + inside.penalty @ phi + pull
 
     # Below this an objective is rounding, and a fit perfect.
     floor = jnp.maximum(8 * eps / tolerance * jnp.sum((high - low) * jnp.abs(target)), tiny)
@@ -81,14 +98,14 @@ def interior_point(design: Design, rows: Bounded, tolerance: float) -> Dual:
     def gap_of(phi: Array, y: Array) -> Array:
         residual = matmul(inside.rows, phi) - target
         gap = jnp.sum(jnp.where(residual > 0, residual * (high - y), residual * (low - y)))
-        off = jnp.max(jnp.abs(summed(y, inside.rows) + inside.penalty @ phi)) * jnp.max(jnp.abs(phi))
+        off = jnp.max(jnp.abs(balance_of(phi, y))) * jnp.max(jnp.abs(phi))
         return (gap + off) / jnp.maximum(objective(phi, residual), floor)
 
     def step(state: _State) -> _State:
         phi, y, above, below = state[:4]
         up, down = high - y, y - low
         wrong = matmul(inside.rows, phi) - target - above + below
-        balance = summed(y, inside.rows) + inside.penalty @ phi
+        balance = balance_of(phi, y)
         give = 1 / (above / up + below / down)
         matrix = hessian(inside, give)
         size = jnp.diag(matrix)
@@ -156,7 +173,7 @@ def interior_point(design: Design, rows: Bounded, tolerance: float) -> Dual:
     phi = jnp.where(exact, vertex, state.phi)
     # The dual variables of the vertex: at their bounds, but for the rows it meets, which must balance the others.
     side = jnp.where(matmul(inside.rows, vertex) > target, high, low).at[chosen].set(0)
-    balance = summed(side, inside.rows) + inside.penalty @ vertex
+    balance = balance_of(vertex, side)
     met = jnp.linalg.solve(matrix.T, -balance * inside.active)
     side = side.at[chosen].set(jnp.clip(met, low[chosen], high[chosen]))
     gap, certified = jnp.minimum(gap_of(phi, state.y), state.gap), gap_of(vertex, side)

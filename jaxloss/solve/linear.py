@@ -19,6 +19,7 @@ from jaxloss.lift import traits
 from jaxloss.losses.residual import mse
 from jaxloss.solve.descent import descend, regress
 from jaxloss.solve.design import Design, matmul, summed, with_design
+from jaxloss.solve.fewer_rows import sample, solve_piecewise_linear
 from jaxloss.solve.fit import LinearFit
 from jaxloss.solve.implicit import implicitly, valued
 from jaxloss.solve.interior_point import Bounded, Dual, interior_point
@@ -154,7 +155,7 @@ def _solve_in_basis(
         bounded = _bounds(term, target, weights)
         copies = len(bounded.target) // len(target)
         wide = design._replace(rows=jnp.tile(design.rows, (copies, 1)))
-        dual = interior_point(wide, bounded, max(2e-11, 16 * eps))
+        dual = solve_piecewise_linear(wide, bounded, max(2e-11, 16 * eps))
         good = dual.gap <= max(1e-10, 64 * eps)
         return dual.phi, dual.number, good, _Ended(one, dual.gap, objective(dual.phi, one), dual)
     minimise = descend_with_scale if scaled else descend
@@ -190,13 +191,9 @@ def _start(minimise: Any, term: Term, design: Design, target: Array, weights: Ar
 
 
 def _sample(term: Term, design: Design, target: Array, weights: Array) -> tuple[Term, Design, Array, Array]:
-    """One row from each of START_ROWS stretches of as many present rows, at random: rows may come in any order."""
-    passed = jnp.cumsum((weights > 0).astype(target.dtype))
-    jitter = np.random.default_rng(0).uniform(size=START_ROWS)
-    ticks = jnp.asarray((np.arange(START_ROWS) + jitter) / START_ROWS, target.dtype)
-    chosen = jnp.searchsorted(passed, ticks * passed[-1])
+    """So many of the present rows, and their share of the ridge."""
+    chosen, share = sample(weights > 0, START_ROWS)
     settings = {name: value[chosen] if value.ndim else value for name, value in term.settings.items()}
-    share = START_ROWS / jnp.maximum(passed[-1], 1)
     design = design._replace(rows=design.rows[chosen], penalty=share * design.penalty)
     return term._replace(settings=settings), design, target[chosen], weights[chosen]
 

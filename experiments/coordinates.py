@@ -10,15 +10,11 @@ are learned. Validation labels are as bad as the others: the learning rate is ch
 The test asks for the true centre, in all frames. Then all is done again on other frames (a smaller object, more noise,
 a lost tracker says anything), with the rates found before.
 
-Answer: squared error misses the centre by 2.5 ± 0.2 pixels (mean ± standard error, 3 seeds), Huber's loss by 0.71 ±
-0.01, Tukey's by 0.50 ± 0.05, the learned one by 0.47 ± 0.03: a fifth. It learned α = 0.07, the shape of Cauchy's loss,
-and a scale of 0.2 pixels.
-
-On the other frames the order is the same and the gap smaller: squared error misses by 8.6, 2.8 and 2.2 pixels with the
-three seeds, Huber's by 1.7, 1.5 and 1.4, Tukey's by 1.6, 1.5 and 1.3, the learned one by 8.9, 1.8 and 0.7. At 8 pixels
-and more the network has died and says the middle of the frame, at a rate that was too high for these frames. Without
-that seed Tukey's distance is not half of squared error's but 0.56 of it: labels that are anywhere pull less than
-labels that are all in one corner.
+Answer: squared error misses the centre by 2.5 ± 0.1 pixels (mean ± standard error, 3 seeds), Huber's loss by 0.81 ±
+0.02, Tukey's by 0.45 ± 0.02, the learned one by 0.49 ± 0.03: a fifth. It learned α = 0.08, the shape of Cauchy's loss,
+and a scale of 0.25 pixels. On the other frames squared error misses by 1.7 ± 0.2 pixels, Huber's loss by 0.86 ± 0.06,
+Tukey's by 0.73 ± 0.05, the learned one by 0.66 ± 0.05: labels that are anywhere pull less than labels that are all in
+one corner. With every seed, on both, the learned one has less than half of squared error's distance.
 """
 
 from __future__ import annotations
@@ -63,7 +59,7 @@ class Config:
     """Tukey's loss starts from Huber's network, has as many again and rates a third of these."""
     batch_size: int = 60
     rates: tuple[float, ...] = (0.003, 0.01, 0.03)
-    """Learning rates (Adam, decaying to 0) to choose from."""
+    """Learning rates (Adam, rising over a tenth of the steps, then decaying to 0) to choose from."""
     delta: float = 1.0
     """Huber's, in pixels."""
     seeds: int = 3
@@ -104,9 +100,7 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
     found = means["tuned"]
     claims = {
         "the best robust loss halves squared error's mean distance": found[best] < 0.5 * found["mse"],
-        "on the other frames Tukey's is nearer than squared error with every seed": bool(
-            np.all(np.array(other["tukey"]["pixels"]) < np.array(other["mse"]["pixels"]))
-        ),
+        "so does the best one on the other frames": min(means["other"].values()) < 0.5 * means["other"]["mse"],
     }
     common.print_claims(claims)
     answer = (
@@ -153,7 +147,7 @@ def compare(config: Config, setting: dict[str, Any], rates: dict[str, tuple[floa
 
     train, validation, test = drawn(seeds * count, 0), drawn(max(count // 2, 10), 1), drawn(1000, 2)
     steps = config.epochs * -(-count // min(config.batch_size, count))
-    optimizer = sweeps.decaying_adam(steps)
+    optimizer = sweeps.decaying_adam(steps, warmup=-(-steps // 10))  # without it a network dies now and then
     networks = [functional(Locator(32, config.channels, rngs=nnx.Rngs(config.seed + k))) for k in range(seeds)]
     apply = networks[0][0]
     start = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params for _, params in networks))

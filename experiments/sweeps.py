@@ -50,11 +50,15 @@ def grid(rates: Sequence[float], seeds: int, first: int = 0) -> tuple[np.ndarray
 
 
 @functools.cache  # the same object for the same number, so that `fit_many` compiles once
-def decaying_adam(steps: int) -> Callable[..., optax.GradientTransformation]:
-    """Adam whose learning rate goes to 0 along a cosine, as a function of its first one, as `fit_many` wants it."""
+def decaying_adam(steps: int, warmup: int = 1) -> Callable[..., optax.GradientTransformation]:
+    """Adam whose learning rate goes to 0 along a cosine, as a function of its highest, as `fit_many` wants it.
+
+    warmup: in the first steps it is lower, and rises in proportion to their number.
+    """
 
     def optimizer(learning_rate: Any) -> optax.GradientTransformation:
-        return optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
+        decay = optax.cosine_decay_schedule(learning_rate, steps)
+        return optax.adam(lambda step: decay(step) * jnp.minimum((step + 1) / warmup, 1))
 
     return optimizer
 

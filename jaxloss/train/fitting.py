@@ -218,17 +218,18 @@ def _source(
             orders=None if layout.steps == 1 else functools.partial(layout.orders, seed),
             place_orders=lambda orders: spread_orders(orders, mesh),
         )  # fmt: skip
+    even = False
     if isinstance(data, tuple):
         batch = as_batch("data", data)
         batch_size = check_batch_size(batch_size, batch)
-        passes = mapped_batches(batch, batch_size, seed)
+        passes, even = mapped_batches(batch, batch_size, seed), count_rows(batch) % batch_size == 0
     elif hasattr(data, "__iter__"):
         passes = iterable_passes(data)
     else:
         raise TypeError(f"fit: data must be (x, target), a Batch or an iterable of them, got {type(data).__name__}")
     return Stream(
         *shared, passes=passes, micro_batches=micro_batches, batch_size=batch_size, epoch_steps=epoch_steps,
-        nonfinite=nonfinite,
+        nonfinite=nonfinite, even=even,
     )  # fmt: skip
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import collections
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -37,7 +36,7 @@ STEPS_PER_CALL = 4096
 """Steps in one call of the compiled program: enough to hide its dispatch."""
 
 AHEAD = 2
-"""Batches read and steps dispatched ahead of what is computed."""
+"""Steps dispatched ahead of what is computed, while the next batch is read."""
 
 Advance = tuple[Run, Clock, bool, dict[str, np.ndarray]]
 
@@ -137,8 +136,9 @@ class Stream(Source):
     """Batches from outside: any iterable of `(x, target)` or `Batch`, each epoch a new pass over it.
 
     passes: `passes(epoch)` iterates over the batches of an epoch. Batches are padded to one shape, so that nothing is
-    compiled twice, and read, checked and put on the devices by a thread while the device computes.
+    compiled twice, and the next is read, checked and put on the devices while the device computes.
     epoch_steps: ends an epoch after so many batches; the next goes on where it was, into a new pass if need be.
+    even: all batches are known to have the same number of rows, so that none needs a mask.
     """
 
     def __init__(
@@ -149,8 +149,10 @@ class Stream(Source):
         batch_size: int | None,
         epoch_steps: int | None,
         nonfinite: str,
+        even: bool = False,
     ):
         super().__init__(*shared)
+        self.even = even and nonfinite == "error"
         self.passes = passes if epoch_steps is None else lambda _: _one_after_another(passes)
         self.epoch_steps, self.nonfinite = epoch_steps, nonfinite
         shards = 1 if self.mesh is None else self.mesh.shape[DATA_AXIS]
@@ -178,7 +180,7 @@ class Stream(Source):
         batches = iter(self.passes(clock.epoch))
         for _ in range(clock.position + clock.epoch * (self.epoch_steps or 0)):
             next(batches, None)
-        self.batches = _ahead(self._ready(batches, clock))
+        self.batches = self._ready(batches, clock)
         self.next, self.at = next(self.batches, None), clock
         self._need(clock)
 
@@ -199,11 +201,12 @@ class Stream(Source):
             if rows > self.rows:
                 raise ValueError(f"fit: {name} has {rows} rows, more than the {self.rows} of a batch: set batch_size")
             places = -(-self.rows // self.local_shards) * self.local_shards
-            full = with_rows(padded(batch, places), np.ones(places, bool))  # one structure, padded or not
-            yield assemble(full, places, self.mesh)
+            if not (self.even and places == rows):  # else one structure, padded or not
+                batch = with_rows(padded(batch, places), np.ones(places, bool))
+            yield assemble(batch, places, self.mesh)
 
     def close(self) -> None:
-        """End the reading thread."""
+        """Let go of the pass."""
         if self.batches is not None:
             self.batches.close()
             self.batches = None
@@ -226,10 +229,10 @@ class Stream(Source):
                 run, self.objective, self.next, self.decay, begins, optimizer=self.optimizer, plan=self.plan
             )
             waiting.append(skipped)
-            if len(waiting) > AHEAD:  # so that batches do not pile up on the device
-                going = int(waiting.popleft()) < self.limits.max_skipped
             left, position = left - 1, position + 1
             self.next = next(self.batches, None)  # type: ignore[arg-type]
+            if len(waiting) > AHEAD:  # so that batches do not pile up on the device
+                going = int(waiting.popleft()) < self.limits.max_skipped
             if self.next is None or position == self.epoch_steps:
                 return self._ended(run, epoch)
         self.at = Clock(epoch, position)
@@ -256,16 +259,6 @@ def _one_after_another(passes: Callable[[int], Iterator]) -> Iterator:
             yield batch
         if not some:
             return
-
-
-def _ahead(items: Iterator) -> Iterator:
-    """The items, produced by a thread before they are asked for."""
-    end = object()
-    with ThreadPoolExecutor(1, thread_name_prefix="jaxloss-batches") as pool:
-        waiting = collections.deque(pool.submit(next, items, end) for _ in range(AHEAD))
-        while (item := waiting.popleft().result()) is not end:
-            waiting.append(pool.submit(next, items, end))
-            yield item
 
 
 def is_whole(data: Any) -> bool:

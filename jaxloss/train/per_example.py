@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -23,8 +24,8 @@ def per_example_grads(
     """A pure `(params, batch) -> gradients`: a tree like `params`, with a leading axis of the batch's rows.
 
     The gradient of row i is (rows / W)·∂Σⱼwᵢⱼℓᵢⱼ, with W the weight of the whole batch, so the mean over rows is the
-    gradient of the batch's loss, whatever is weighted and masked; a row that is masked has gradient 0. This is what
-    `optax.contrib.differentially_private_aggregate` takes.
+    gradient of the batch's loss, whatever is weighted and masked; a row that is masked has gradient 0, whatever it
+    holds. This is what `optax.contrib.differentially_private_aggregate` takes.
 
     apply: `apply(params, x) -> pred` of a model without state: under batch statistics no row has a gradient of its own.
     reduction: "mean" or "weighted_mean", as in `supervised`.
@@ -78,7 +79,15 @@ def _each_row(objective: Objective, finish: Callable[[Any], Any], chunk: int | N
         def share(params: Any, row: Batch) -> jax.Array:
             return sum(jax.tree.leaves(jax.tree.map(jnp.multiply, objective(params, row).total, scales)), jnp.zeros(()))
 
-        return every(lambda row: finish(jax.grad(share)(params, row)), rows)
+        def gradient(row: Batch) -> Any:
+            """Nothing of a masked row, though what it holds may be NaN, which a model passes on to its gradient."""
+            grads = jax.grad(share)(params, row)
+            if row.where is None:
+                return grads
+            present = functools.reduce(jnp.logical_or, [jnp.any(mask) for mask in jax.tree.leaves(row.where)])
+            return jax.tree.map(lambda leaf: jnp.where(present, leaf, jnp.zeros_like(leaf)), grads)
+
+        return every(lambda row: finish(gradient(row)), rows)
 
     return gradients
 

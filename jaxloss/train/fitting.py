@@ -103,6 +103,8 @@ def fit(
         batch by batch. Or an iterable of such batches, one pass an epoch: a list, a grain dataset, a generator.
     validation: whole arrays.
     loss: any loss; its settings bound with `Partial`. `objective`, in place of apply and loss, for anything else.
+    optimizer: of optax, also one that asks for the loss or searches along a line, such as `optax.lbfgs()`: see
+        `make_step`.
     batch_size: rows per step, drawn in a fresh order each epoch that depends on (seed, epoch) alone; the last batch is
         padded, the padding masked. None takes all rows in every step. Of a stream: the rows all batches are padded to,
         None for those of the first.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.tree_util import keystr
 
-from jaxloss.contract import ShapeError
+from jaxloss.contract import ShapeError, shown
 from jaxloss.train.state import Batch
 
 __all__ = [
@@ -23,9 +25,11 @@ __all__ = [
     "count_rows",
     "epoch_orders",
     "place",
+    "returned",
     "screen",
     "select",
     "spread",
+    "within",
 ]
 
 DATA_AXIS = "data"
@@ -218,11 +222,32 @@ def padded(batch: Batch, rows: int) -> Batch:
     return with_rows(jax.tree.map(pad, batch), np.arange(rows) < have)
 
 
-def automatic(mesh: Mesh | None) -> Mesh | None:
+def automatic(name: str, mesh: Mesh | None) -> Mesh | None:
     """The mesh with axes over which the compiler itself distributes, as `jax.make_mesh` does not make them."""
     if mesh is None:
         return None
+    if not isinstance(mesh, Mesh):
+        raise TypeError(f"{name}: mesh must be one of jax.make_mesh, got {shown(mesh)}")
     return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
+
+
+def within(mesh: Mesh | None) -> contextlib.AbstractContextManager:
+    """A context in which the mesh takes the place of one that `jax.set_mesh` has set: its axes' types may differ."""
+    if mesh is None or jax.sharding.get_abstract_mesh().empty:
+        return contextlib.nullcontext()
+    return jax.set_mesh(mesh)
+
+
+def returned(tree: Any, mesh: Mesh | None) -> Any:
+    """The tree on the mesh as the caller made it, so that it goes with the arrays he has there."""
+    if mesh is None or AxisType.Explicit not in mesh.axis_types:
+        return tree
+
+    def put(leaf: Any) -> Any:
+        sharding = getattr(leaf, "sharding", None)
+        return jax.device_put(leaf, NamedSharding(mesh, sharding.spec)) if isinstance(sharding, NamedSharding) else leaf
+
+    return jax.tree.map(put, tree)
 
 
 def spread(batch: Batch, mesh: Mesh | None) -> Batch:
@@ -277,7 +302,10 @@ def spread_params(params: Any, mesh: Mesh | None, rule: Callable | None = None) 
         return params
 
     def put(path: Any, leaf: Any) -> jax.Array:
-        return place(leaf, mesh, PartitionSpec() if rule is None else rule(path, leaf))
+        spec = PartitionSpec() if rule is None else rule(path, leaf)
+        if not isinstance(spec, PartitionSpec):
+            raise TypeError(f"fit: shard_params must give a PartitionSpec, got {shown(spec)} of params{keystr(path)}")
+        return place(leaf, mesh, spec)
 
     return jax.tree_util.tree_map_with_path(put, params)
 

@@ -24,10 +24,12 @@ from jaxloss.train.data import (
     as_batch,
     automatic,
     count_rows,
+    returned,
     screen,
     spread,
     spread_orders,
     spread_params,
+    within,
 )
 from jaxloss.train.epochs import Clock, Limits, Run, told_params
 from jaxloss.train.objective import Objective, supervised
@@ -117,8 +119,8 @@ def fit(
     callbacks: functions of (epoch, state, that epoch's line of the history), called after every epoch; the fit ends
         when one returns True.
     mesh: spreads the rows over its axis "data"; the parameters are on every device, or split by the rule
-        `shard_params(path, leaf) -> PartitionSpec`. Several processes pass the same arrays each, or a part of their own
-        of every batch of a stream.
+        `shard_params(path, leaf) -> PartitionSpec`. In the fit its axes are Auto, and the result lies on it as it is
+        given. Several processes pass the same arrays each, or a part of their own of every batch of a stream.
     progress: draw a progress line on stderr, if that is a terminal.
     run_dir: append a line per epoch to `metrics.jsonl` in this folder, and write checkpoints under it: every
         `save_every` seconds (None: none), at the end, and when SIGTERM asks to stop, after which `Interrupted`, a
@@ -143,7 +145,7 @@ def fit(
     held_out = None if validation is None else screen("validation", as_batch("validation", validation), nonfinite)
     check_numbers("fit", epochs, patience, held_out, average, max_skipped, micro_batches)
     limits, seed = limits_of(patience, max_skipped), operator.index(seed)
-    mesh = automatic(mesh)
+    given, mesh = mesh, automatic("fit", mesh)
     if mesh is not None and DATA_AXIS not in mesh.shape:
         raise ValueError(f"fit: the mesh needs an axis {DATA_AXIS!r}, it has {tuple(mesh.shape)}")
     if mesh is None and shard_params is not None:
@@ -165,12 +167,14 @@ def fit(
     source = _source((*shared, mesh, shard_params), data, epochs=epochs, mesh=mesh, **numbers)
     with contextlib.ExitStack() as begun:
         begun.callback(source.close)  # if anything goes wrong
-        run = source.begin(params, model_state, np.uint32(seed % 2**32))
-        run, clock, history = saving.resumed(run, Clock(0, 0), {})
+        with within(mesh):
+            run = source.begin(params, model_state, np.uint32(seed % 2**32))
+            run, clock, history = saving.resumed(run, Clock(0, 0), {})
         begun.pop_all()
     if resume:  # patience may be another one now
         ended = held_out is not None and clock.epoch - int(run.best_epoch) >= limits.patience
-        run = run._replace(active=jnp.array(not ended and int(run.skipped) < max_skipped))
+        with within(mesh):
+            run = run._replace(active=jnp.array(not ended and int(run.skipped) < max_skipped))
     log = Progress(epochs, source.plan.layout.steps, progress, run_dir, clock.epoch if resume else None)
     watched = log.watches or bool(callbacks)
     left, going = 32 if watched else ALL_STEPS, not resume or bool(run.active)
@@ -186,7 +190,8 @@ def fit(
         calls = 0
         while clock.epoch < epochs and going:
             began, started = clock.epoch, time.perf_counter()
-            run, clock, going, ended = source.advance(run, clock, left, began + 1 if callbacks else epochs)
+            with within(mesh):
+                run, clock, going, ended = source.advance(run, clock, left, began + 1 if callbacks else epochs)
             seconds, calls = time.perf_counter() - started, calls + 1
             if calls == 2:
                 trace.close()
@@ -195,13 +200,16 @@ def fit(
             log.report(began, ended, seconds)
             if callbacks and clock.epoch > began:
                 line = {name: float(curve[0]) for name, curve in ended.items()}
-                state = jax.tree.map(jnp.copy, run.state)  # the next call takes the run's arrays
+                with within(mesh):
+                    state = jax.tree.map(jnp.copy, run.state)  # the next call takes the run's arrays
+                state = returned(state, given)
                 told = [callback(clock.epoch, state, line) for callback in callbacks]
                 going = going and not any(isinstance(one, bool | np.bool_) and one for one in told)
             if watched:
                 left = max(1, min(8 * left, int(left * SECONDS_PER_CALL / seconds), ALL_STEPS))
-                left = saving.look_up(run, clock, history, clock.epoch >= epochs or not going, left)
-    return finished(run, clock, history, held_out is not None, max_skipped)
+                with within(mesh):
+                    left = saving.look_up(run, clock, history, clock.epoch >= epochs or not going, left)
+    return finished(run, clock, history, held_out is not None, max_skipped, mesh, given)
 
 
 def _source(
@@ -234,15 +242,17 @@ def _source(
     )  # fmt: skip
 
 
-def finished(run: Run, clock: Clock, history: dict[str, list[np.ndarray]], validated: bool, limit: int) -> FitResult:
+def finished(
+    run: Run, clock: Clock, history: dict[str, list[np.ndarray]], validated: bool, limit: int, mesh: Any, given: Any
+) -> FitResult:
     """The result of a run; raises if it was given up, warns if updates were skipped."""
     curves = {name: np.concatenate(parts) for name, parts in history.items()}
     for name in ("loss", *(["validation_loss"] if validated else [])):
         curves.setdefault(name, np.zeros(0, np.float32))
-    last = told_params(run)
-    result = FitResult(
-        run.best_params if validated else last, run.state, curves, int(run.best_epoch) if validated else clock.epoch
-    )
+    with within(mesh):
+        params = run.best_params if validated else told_params(run)
+    params, state = returned((params, run.state), given)
+    result = FitResult(params, state, curves, int(run.best_epoch) if validated else clock.epoch)
     told_of = clock.position == 0 and "skipped" in curves  # the history then tells, at no cost
     if skipped := int(curves["skipped"].sum() if told_of else run.skipped):
         first = int(run.first_skipped)

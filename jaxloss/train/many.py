@@ -16,7 +16,7 @@ from jaxloss.contract import ShapeError, check_loss, shown
 from jaxloss.likelihood.distribution import Distribution
 from jaxloss.likelihood.ensemble import Ensemble
 from jaxloss.likelihood.joint import Mixture
-from jaxloss.train.data import Layout, as_batch, automatic, count_rows, epoch_orders, place, screen
+from jaxloss.train.data import Layout, as_batch, automatic, count_rows, epoch_orders, place, returned, screen, within
 from jaxloss.train.epochs import Clock
 from jaxloss.train.fitting import ALL_STEPS, check_batch_size, check_numbers, choose_objective, limits_of
 from jaxloss.train.objective import Objective
@@ -107,7 +107,9 @@ def fit_many(
             check_loss(jax.tree_util.Partial(loss, **{name: value[member] for name, value in settings["loss"].items()}))
     if settings["optimizer"] and isinstance(optimizer, optax.GradientTransformation):
         raise TypeError("fit_many: with optimizer_settings, optimizer is a function of them, such as optax.adamw")
-    mesh = automatic(mesh)
+    given, mesh = mesh, automatic("fit_many", mesh)
+    if mesh is not None and len(mesh.axis_names) != 1:
+        raise ValueError(f"fit_many: the mesh needs one axis, that of the members, it has {mesh.axis_names}")
     batch = screen("data", as_batch("data", data), nonfinite)
     held_out = None if validation is None else screen("validation", as_batch("validation", validation), nonfinite)
     if validation is not None and validation_rows is not None:
@@ -136,22 +138,24 @@ def fit_many(
         data=spread(batch, False), layout=layout, epochs=epochs, micro_batches=micro_batches, orders=orders, many=True,
         settings=spread(settings, True), place_orders=lambda orders: spread(orders, True),
     )  # fmt: skip
-    run = source.begin(*(spread(tree, True) for tree in (params, model_state, seeds.astype(np.uint32))))
+    start = [spread(tree, True) for tree in (params, model_state, seeds.astype(np.uint32))]
     clock, going, parts = Clock(0, 0), True, []
-    while clock.epoch < epochs and going:
-        run, clock, going, ended = source.advance(run, clock, ALL_STEPS, epochs)
-        parts.append(ended)
+    with within(mesh):
+        run = source.begin(*start)
+        while clock.epoch < epochs and going:
+            run, clock, going, ended = source.advance(run, clock, ALL_STEPS, epochs)
+            parts.append(ended)
+        run = jax.tree.map(lambda leaf: leaf[:members], run._replace(state=None, sums=None, average=None))
     names = parts[0] if parts else {"loss": None, "skipped": None} | ({"validation_loss": None} if validated else {})
     empty = [np.zeros((0, members), np.float32)]
     curves = {name: np.concatenate([part[name] for part in parts] or empty)[:, :members].T for name in names}
     active = curves.pop("active", np.ones((members, 0))) > 0
     if not validated:
         curves.pop("validation_loss", None)
-    run = jax.tree.map(lambda leaf: leaf[:members], run._replace(state=None, sums=None, average=None))
     _warn_of(np.asarray(run.skipped), max_skipped)
     history = {name: np.where(active, curve, np.nan) for name, curve in curves.items()}
     skipped = np.minimum(np.asarray(run.skipped), max_skipped)
-    return FitManyResult(run.best_params, history, np.asarray(run.best_epoch), skipped)
+    return FitManyResult(returned(run.best_params, given), history, np.asarray(run.best_epoch), skipped)
 
 
 def _rows(name: str, rows: Any, members: int, batch: Any) -> np.ndarray | None:

@@ -115,9 +115,11 @@ COLLECTIVES = textwrap.dedent("""
 """)
 
 PROCESSES = textwrap.dedent("""
-    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.{axes},))
     assert jax.process_count() == 2
-    result = losses(mesh=mesh)
+    with jax.set_mesh(mesh):
+        result = losses(mesh=mesh)
+    assert {{leaf.sharding.mesh for leaf in jax.tree.leaves(result.state)}} == {{mesh}}
     parts = [Batch(*(leaf[first + 25 * jax.process_index() :][:25] for leaf in batch)) for first in range(0, 200, 50)]
     streamed = losses(parts, epochs=20, mesh=mesh)
     if jax.process_index() == 0:
@@ -187,11 +189,13 @@ def test_one_all_reduce_in_the_step_of_every_loss():
 
 
 @pytest.mark.slow
-def test_two_processes_agree_with_one():
+@pytest.mark.parametrize("axes", ["Auto", "Explicit"])
+def test_two_processes_agree_with_one(axes):
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{held.getsockname()[1]}"
-    code = SETUP.format(devices=2, before=f"jax.distributed.initialize({address!r}, 2, int(sys.argv[1]))") + PROCESSES
+    code = SETUP.format(devices=2, before=f"jax.distributed.initialize({address!r}, 2, int(sys.argv[1]))")
+    code += PROCESSES.format(axes=axes)
     running = [
         subprocess.Popen(
             [sys.executable, "-c", code, str(number)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,

@@ -245,7 +245,10 @@ def returned(tree: Any, mesh: Mesh | None) -> Any:
 
     def put(leaf: Any) -> Any:
         sharding = getattr(leaf, "sharding", None)
-        return jax.device_put(leaf, NamedSharding(mesh, sharding.spec)) if isinstance(sharding, NamedSharding) else leaf
+        if not isinstance(sharding, NamedSharding):
+            return leaf
+        parts = [shard.data for shard in leaf.addressable_shards]  # device_put serves a single process alone
+        return jax.make_array_from_single_device_arrays(leaf.shape, NamedSharding(mesh, sharding.spec), parts)
 
     return jax.tree.map(put, tree)
 

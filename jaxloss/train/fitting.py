@@ -126,8 +126,10 @@ def fit(
         `save_every` seconds (None: none), at the end, and when SIGTERM asks to stop, after which `Interrupted`, a
         `SystemExit`, is raised. The last `keep` are kept, and the best. Without it no file is written.
     resume: go on from the newest whole checkpoint in run_dir, to the same bytes as if it had never stopped; from the
-        start, if there is none. Refused where the loss, optimizer, data or numbers are not those of the checkpoint;
-        epochs, patience and mesh may differ.
+        start, if there is none. Refused where the functions, optimizer, data or numbers are not those of the
+        checkpoint; epochs, patience and mesh may differ. Of a function its code is compared (under one version of
+        Python), and what it closes over and reads from its module; not the methods of classes, such as a flax
+        model's, nor the code of installed packages, nor a stream.
     profile: write a profiler trace of the first two calls of the compiled program to run_dir.
 
     The caller's arrays are neither donated nor changed. A second call with the same functions, optimizer and shapes

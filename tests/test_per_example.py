@@ -180,6 +180,8 @@ def test_a_private_step_clips_each_row_and_adds_noise():
 def test_bad_settings_are_refused_in_one_line():
     for refused, error, word in [
         (lambda: per_example_grads(linear, mse, chunk=0), ValueError, "chunk"),
+        (lambda: per_example_grads(linear, mse, chunk=1.5), TypeError, "chunk must be an integer"),
+        (lambda: per_example_grads(linear, mse)({"weight": 1}, problem()[1]), TypeError, "weight.* has dtype int32"),
         (lambda: gradient_norms(linear, "mse"), TypeError, "mse"),
         (lambda: per_example_grads(linear, Partial(huber, delta=-1.0)), ValueError, "delta"),
     ]:

@@ -245,6 +245,15 @@ def test_bad_parts_are_refused_in_one_line(problem):
         (lambda: supervised(linear, "mse"), TypeError, "mse"),
         (lambda: make_step(supervised(linear, mse), optax.adam), TypeError, "optax.adam(1e-3)"),
         (lambda: make_step(supervised(linear, mse), growing)(state, batch), TypeError, "structure"),
+        (lambda: make_step("net", optimizer), TypeError, "objective must be a function"),
+        (lambda: make_step(supervised(linear, mse), optimizer, micro_batches=1.5), TypeError, "micro_batches"),
+        (
+            lambda: make_step(supervised(linear, mse), optimizer)(state._replace(params={"bias": 1}), batch),
+            TypeError,
+            "params['bias'] has dtype int32",
+        ),
+        (lambda: penalized(supervised(linear, mse), 3.0), TypeError, "penalty must be a function"),
+        (lambda: supervised(3.0, mse), TypeError, "apply must be a function"),
         (lambda: functional(linear), TypeError, "module"),
         (lambda: functional(linen.Dense(1)), TypeError, "variables"),
         (

@@ -102,11 +102,13 @@ def as_batch(name: str, data: Any) -> Batch:
         for part, value in (("x", batch.x), ("target", batch.target))
         for leaf in jax.tree.leaves(value)
     }
-    if len(set(sizes.values())) != 1 or None in sizes.values():
+    if "x" not in sizes or "target" not in sizes or None in sizes.values():
+        raise TypeError(f"fit: {name} must hold arrays with rows, such as np.asarray(x) of a list, in x and target")
+    if len(set(sizes.values())) != 1:
         raise ValueError(f"fit: {name} must have the same number of rows in x and target, got {sizes}")
     if 0 in sizes.values():
         raise ValueError(f"fit: {name} has no rows")
-    rows = next(iter(sizes.values()))
+    rows, rank = next(iter(sizes.values())), max(leaf.ndim for leaf in jax.tree.leaves(batch.target))
     for part, value in (("weights", batch.weights), ("where", batch.where)):
         for leaf in jax.tree.leaves(value):
             if leaf.ndim and leaf.shape[0] not in (1, rows):
@@ -114,6 +116,8 @@ def as_batch(name: str, data: Any) -> Batch:
                     f"fit: {part} of {name} has shape {leaf.shape}, but there are {rows} rows: its first axis must be "
                     "the rows' or 1"
                 )
+            if leaf.ndim > rank:
+                raise ShapeError(f"fit: {part} of {name} has shape {leaf.shape}, of more axes than the target's {rank}")
     return batch
 
 
@@ -122,6 +126,8 @@ def _as_array(leaf: Any) -> Any:
     if isinstance(leaf, jax.Array | np.memmap):
         return leaf
     host = np.asarray(leaf)
+    if host.dtype.kind in "OSUMmV" and not jnp.issubdtype(host.dtype, jnp.inexact):  # bfloat16 is of kind V
+        raise TypeError(f"fit: data must be numbers, got {host.dtype} of shape {host.shape}")
     if host.dtype == np.float32:
         return host
     with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and then found to be so

@@ -7,7 +7,7 @@ import functools
 import operator
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, PartitionSpec
 
-from jaxloss.contract import as_pytree
+from jaxloss.contract import as_pytree, shown
 from jaxloss.train.data import (
     DATA_AXIS,
     Layout,
@@ -37,6 +37,7 @@ from jaxloss.train.progress import Progress
 from jaxloss.train.saving import Saving, configuration
 from jaxloss.train.sources import Arrays, Stream, is_whole, iterable_passes, mapped_batches
 from jaxloss.train.state import Batch, TrainState
+from jaxloss.train.step import check_optimizer, check_params, whole
 
 __all__ = ["FitResult", "NonFiniteError", "fit"]
 
@@ -146,7 +147,12 @@ def fit(
     objective = choose_objective("fit", apply, loss, objective, stateful=model_state is not None)
     held_out = None if validation is None else screen("validation", as_batch("validation", validation), nonfinite)
     check_numbers("fit", epochs, patience, held_out, average, max_skipped, micro_batches)
-    limits, seed = limits_of(patience, max_skipped), operator.index(seed)
+    limits, seed = limits_of(patience, max_skipped), whole("fit", "seed", seed)
+    check_optimizer("fit", optimizer)
+    check_params("fit", params)
+    callbacks = callbacks or ()
+    if not (isinstance(callbacks, Sequence) and all(map(callable, callbacks))):
+        raise TypeError(f"fit: callbacks must be a list of functions of (epoch, state, line), got {shown(callbacks)}")
     given, mesh = mesh, automatic("fit", mesh)
     if mesh is not None and DATA_AXIS not in mesh.shape:
         raise ValueError(f"fit: the mesh needs an axis {DATA_AXIS!r}, it has {tuple(mesh.shape)}")
@@ -234,10 +240,13 @@ def _source(
         batch = as_batch("data", data)
         batch_size = check_batch_size(batch_size, batch)
         passes = mapped_batches(batch, batch_size, seed)
-    elif hasattr(data, "__iter__"):
+    elif hasattr(data, "__iter__") and not isinstance(data, str | bytes | Mapping):
         passes = iterable_passes(data)
     else:
         raise TypeError(f"fit: data must be (x, target), a Batch or an iterable of them, got {type(data).__name__}")
+    for what, number in (("batch_size", batch_size), ("epoch_steps", epoch_steps)):
+        if number is not None and whole("fit", what, number) < 1:
+            raise ValueError(f"fit: {what}={number} must be at least 1")
     return Stream(
         *shared, passes=passes, micro_batches=micro_batches, batch_size=batch_size, epoch_steps=epoch_steps,
         nonfinite=nonfinite,
@@ -276,6 +285,8 @@ def choose_objective(name: str, apply: Any, loss: Any, objective: Any, *, statef
     if objective is not None:
         if apply is not None or loss is not None:
             raise TypeError(f"{name}: give either apply and loss, or objective (then apply is None)")
+        if not callable(objective):
+            raise TypeError(f"{name}: objective must be a function of (params, batch), got {shown(objective)}")
         return as_pytree(objective)
     if apply is None or loss is None:
         raise TypeError(f"{name}: needs apply and loss=, or objective=")
@@ -285,22 +296,22 @@ def choose_objective(name: str, apply: Any, loss: Any, objective: Any, *, statef
 def check_numbers(
     name: str, epochs: Any, patience: Any, held_out: Any, average: Any, max_skipped: Any, micro_batches: Any
 ) -> None:
-    """Raise `ValueError` for a bad number."""
-    if operator.index(epochs) < 0:
+    """Raise `ValueError` for a bad number, `TypeError` for what is none."""
+    if whole(name, "epochs", epochs) < 0:
         raise ValueError(f"{name}: epochs must not be negative, got {epochs}")
-    if patience is not None and (held_out is None or operator.index(patience) < 1):
+    if patience is not None and (held_out is None or whole(name, "patience", patience) < 1):
         raise ValueError(f"{name}: patience={patience} needs validation data and must be at least 1")
-    if average is not None and not 0 <= average < 1:
-        raise ValueError(f"{name}: average={average} is a decay, at least 0 and less than 1")
-    if operator.index(max_skipped) < 1:
+    if average is not None and not (isinstance(average, float | int) and 0 <= average < 1):
+        raise ValueError(f"{name}: average={average!r} is a decay, at least 0 and less than 1")
+    if whole(name, "max_skipped", max_skipped) < 1:
         raise ValueError(f"{name}: max_skipped={max_skipped} must be at least 1")
-    if operator.index(micro_batches) < 1:
+    if whole(name, "micro_batches", micro_batches) < 1:
         raise ValueError(f"{name}: micro_batches={micro_batches} must be at least 1")
 
 
 def check_batch_size(batch_size: Any, batch: Batch) -> int:
     """The batch size, that of all rows for None."""
     rows = count_rows(batch)
-    if batch_size is not None and not 1 <= operator.index(batch_size) <= rows:
+    if batch_size is not None and not 1 <= whole("fit", "batch_size", batch_size) <= rows:
         raise ValueError(f"fit: batch_size={batch_size} must be between 1 and the number of rows, {rows}")
-    return rows if batch_size is None else batch_size
+    return rows if batch_size is None else operator.index(batch_size)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +13,7 @@ from jax import lax
 from jaxloss.reduce import divide
 from jaxloss.train.objective import Objective, supervised
 from jaxloss.train.state import Batch
+from jaxloss.train.step import check_params, whole
 
 __all__ = ["gradient_norms", "per_example_grads"]
 
@@ -57,13 +57,14 @@ def gradient_norms(
 
 def _each_row(objective: Objective, finish: Callable[[Any], Any], chunk: int | None) -> Callable[[Any, Batch], Any]:
     """What `finish` makes of each row's gradient."""
-    if chunk is not None and operator.index(chunk) < 1:
+    if chunk is not None and whole("per-example gradients", "chunk", chunk) < 1:
         raise ValueError(f"per-example gradients: chunk must be at least 1, got {chunk}")
 
     def every(function: Callable, rows: Batch) -> Any:
         return jax.vmap(function)(rows) if chunk is None else lax.map(function, rows, batch_size=chunk)
 
     def gradients(params: Any, batch: Batch) -> Any:
+        check_params("per-example gradients", params)
         count = jnp.shape(jax.tree.leaves(batch.x)[0])[0]
 
         def alone(leaf: Any) -> jax.Array:

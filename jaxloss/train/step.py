@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -16,12 +17,12 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from jaxloss.contract import shown
+from jaxloss.contract import dtype_of, shown
 from jaxloss.reduce import LossSum, divide
 from jaxloss.train.objective import Objective, is_stateful, objective_sum, penalty_of, penalty_sum
 from jaxloss.train.state import Batch, TrainState
 
-__all__ = ["all_finite", "check_optimizer", "make_step"]
+__all__ = ["all_finite", "check_optimizer", "check_params", "make_step", "whole"]
 
 
 def make_step(
@@ -49,10 +50,12 @@ def make_step(
     ([0.10000000149011612, 0.20000000298023224], 2.5)
     """
 
-    if micro_batches < 1:
+    if whole("make_step", "micro_batches", micro_batches) < 1:
         raise ValueError(f"make_step: micro_batches={micro_batches} must be at least 1")
     objective, penalty = penalty_of(objective)
     check_optimizer("make_step", optimizer)
+    if not callable(objective):
+        raise TypeError(f"make_step: objective must be a function of (params, batch), got {shown(objective)}")
 
     def sums(params: Any, batch: Batch, model_state: Any, key: Any) -> tuple[LossSum, Any]:
         return objective_sum(objective, params, batch, model_state, key, train=True)
@@ -87,6 +90,7 @@ def make_step(
         return lax.scan(add, (zeros, model_state), (jnp.arange(micro_batches), parts))[0]
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
+        check_params("make_step", state.params)
         key = jax.random.fold_in(state.key, state.step) if is_stateful(objective) or micro_batches > 1 else state.key
         (grads, sum_), model_state = accumulate(gradients, state.params, batch, state.model_state, key)
         weights = jax.tree.leaves(sum_.weight)
@@ -104,8 +108,15 @@ def make_step(
 
         known = {"value": sum(sum_.mean for sum_ in metrics.values()), "grad": grads, "value_fn": value}
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params, **_taken(optimizer.update, known))
-        if jax.tree.structure(opt_state) != jax.tree.structure(state.opt_state):
-            raise TypeError("make_step: the optimizer's update gives a state of another structure than its init")
+        for what, after, before in (
+            ("the optimizer's update", opt_state, state.opt_state), ("apply", model_state, state.model_state)
+        ):  # fmt: skip
+            if jax.tree.structure(after) != jax.tree.structure(before):
+                raise TypeError(f"make_step: {what} gives a state of another structure than it was given")
+        for new, old in zip(jax.tree.leaves(model_state), jax.tree.leaves(state.model_state)):
+            if jnp.result_type(new) != jnp.result_type(old):
+                told = f"{jnp.result_type(old)} to {jnp.result_type(new)}"
+                raise TypeError(f"make_step: apply turns a leaf of model_state from {told}: it must keep its dtype")
         params = optax.apply_updates(state.params, updates)
         new = TrainState(params, opt_state, model_state, state.key, state.step + 1)
         if not guard:
@@ -122,6 +133,26 @@ def check_optimizer(name: str, optimizer: Any) -> None:
     """Raise `TypeError` for what is no optimizer."""
     if not (callable(getattr(optimizer, "init", None)) and callable(getattr(optimizer, "update", None))):
         raise TypeError(f"{name}: optimizer must be one of optax, such as optax.adam(1e-3), got {shown(optimizer)}")
+
+
+def check_params(name: str, params: Any) -> None:
+    """Raise `TypeError` for a leaf that cannot be trained."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        where = f"{name}: params{jax.tree_util.keystr(path)}"
+        dtype = dtype_of(where, "a parameter", leaf)
+        if not jnp.issubdtype(dtype, jnp.inexact):
+            raise TypeError(
+                f"{where} has dtype {dtype}; parameters are floating-point numbers: what is not trained "
+                "belongs to x, to model_state, or into apply"
+            )
+
+
+def whole(name: str, what: str, value: Any) -> int:
+    """The integer; raises `TypeError` for anything else."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: {what} must be an integer, got {shown(value)}") from None
 
 
 def _taken(function: Callable, known: dict[str, Any]) -> dict[str, Any]:

@@ -180,8 +180,51 @@ REFUSED = {
     "bad setting of the loss": ({"loss": Partial(huber, delta=-1)}, ValueError, "delta"),
     "no loss": ({"loss": None}, TypeError, "loss"),
     "column against vector": ({"data": (X, TARGET[:, None])}, jaxloss.ShapeError, "[:, None]"),
+    "a number of a batch that is no integer": ({"batch_size": 16.0}, TypeError, "batch_size must be an integer"),
+    "epochs of a float": ({"epochs": 2.0}, TypeError, "epochs must be an integer"),
+    "an optimizer that is not made": ({"optimizer": optax.adam}, TypeError, "optax.adam(1e-3)"),
+    "a loss without weights": ({"loss": optax.squared_error}, TypeError, "squared_error takes no weights="),
+    "lists": ({"data": (X.tolist(), TARGET.tolist())}, TypeError, "np.asarray"),
+    "words": ({"data": (X, TARGET.astype(str))}, TypeError, "must be numbers"),
+    "objects": ({"data": (X.astype(object), TARGET)}, TypeError, "must be numbers"),
+    "no features": ({"data": (None, TARGET)}, TypeError, "x and target"),
+    "a dict": ({"data": {"x": X}}, TypeError, "got dict"),
+    "a mask of another rank": (
+        {"data": Batch(X, np.where(TARGET > 0, TARGET, np.nan), None, (TARGET > 0)[:, None])},
+        jaxloss.ShapeError,
+        "where of data has shape (50, 1)",
+    ),
+    "NaN in the validation": ({"validation": (X, TARGET * np.nan)}, ValueError, "validation holds NaN"),
     "loss and objective": ({"objective": supervised(linear, mse)}, TypeError, "objective"),
 }
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"apply": "net"}, "apply must be a function"),
+        ({"params": {"weight": jnp.zeros(FEATURES, int), "bias": 0.0}}, "params['weight'] has dtype int32"),
+        ({"apply": None, "loss": None, "objective": "net"}, "objective must be a function"),
+        ({"callbacks": print}, "callbacks must be a list"),
+        ({"callbacks": [None]}, "callbacks must be a list"),
+        ({"apply": lambda params, x, **_: linear(params, x), "model_state": {"n": 0.0}}, "(pred, model_state)"),
+        ({"apply": lambda params, x, **_: (linear(params, x), {}), "model_state": {"n": 0.0}}, "another structure"),
+        (
+            {"apply": lambda params, x, **_: (linear(params, x), {"n": 1}), "model_state": {"n": 0.0}},
+            "float32 to int32",
+        ),
+        ({"mesh": "data"}, "jax.make_mesh"),
+        ({"data": [(X, TARGET)], "epoch_steps": 1.5}, "epoch_steps must be an integer"),
+        ({"average": "a"}, "average='a'"),
+    ],
+)
+def test_other_bad_input_is_one_line(changed, words):
+    call = {"apply": linear, "params": start(), "data": (X, TARGET), "loss": mse, "optimizer": OPTIMIZER, "epochs": 1}
+    call |= changed
+    with pytest.raises((TypeError, ValueError)) as told:
+        fit(call.pop("apply"), call.pop("params"), call.pop("data"), **call)
+    assert words in str(told.value)
+    assert "\n" not in str(told.value)
 
 
 @pytest.mark.parametrize("case", REFUSED)

@@ -144,6 +144,12 @@ def test_members_over_devices_are_the_same():
     assert run_python(code).split() == ["['all-reduce']"]
 
 
+def test_an_ensemble_of_unequal_members_is_refused_in_one_line():
+    with pytest.raises(jaxloss.ShapeError, match="members") as told:
+        ensemble_predict(linear, {"weight": np.zeros((3, 3)), "bias": np.zeros(2)}, data()[0])
+    assert "\n" not in str(told.value)
+
+
 X, TARGET = data()
 REFUSED = {
     "members of params": ({"params": {"weight": np.zeros((2, 3)), "bias": np.zeros(3)}}, jaxloss.ShapeError, "(2,)"),
@@ -157,6 +163,17 @@ REFUSED = {
     "two validations": ({"validation": (X, TARGET), "validation_rows": np.zeros((3, 1), int)}, TypeError, "not both"),
     "not finite": ({"data": Batch(np.full_like(X, np.nan), TARGET)}, ValueError, "NaN"),
     "patience": ({"patience": 2}, ValueError, "validation"),
+    "no integer": ({"rows": np.zeros((3, 4), int), "batch_size": 2.5}, TypeError, "batch_size must be an integer"),
+    "seeds of floats": ({"seeds": [0.1, 0.2, 0.3]}, TypeError, "seeds must be integers"),
+    "no mapping": ({"loss_settings": [1, 2, 3]}, TypeError, "loss_settings"),
+    "words": (
+        {"optimizer": optax.adam, "optimizer_settings": {"learning_rate": ["a"] * 3}},
+        TypeError,
+        "learning_rate",
+    ),
+    "an optimizer that is not made": ({"optimizer": optax.adam}, TypeError, "optax.adam(1e-3)"),
+    "model state": ({"model_state": {"n": np.zeros(2)}}, jaxloss.ShapeError, "(2,), (3,)"),
+    "a mesh": ({"mesh": 4}, TypeError, "jax.make_mesh"),
     "batch size": ({"batch_size": 51}, ValueError, "51"),
 }
 

@@ -115,14 +115,67 @@ COLLECTIVES = textwrap.dedent("""
 """)
 
 PROCESSES = textwrap.dedent("""
-    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.{axes},))
     assert jax.process_count() == 2
-    result = losses(mesh=mesh)
+    with jax.set_mesh(mesh):
+        result = losses(mesh=mesh)
+    assert {{leaf.sharding.mesh for leaf in jax.tree.leaves(result.state)}} == {{mesh}}
     parts = [Batch(*(leaf[first + 25 * jax.process_index() :][:25] for leaf in batch)) for first in range(0, 200, 50)]
     streamed = losses(parts, epochs=20, mesh=mesh)
     if jax.process_index() == 0:
         print("losses", *result.history["loss"][[0, 99, 199]].tolist(), *streamed.history["loss"][[0, 19]].tolist())
 """)
+
+
+EXPLICIT = textwrap.dedent("""
+    import pytest, tempfile
+    from jax.sharding import NamedSharding
+    from jaxloss.train import fit_many
+
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
+    on = jax.tree.map(lambda leaf: jax.device_put(leaf[:200], NamedSharding(mesh, P("data"))), batch)
+    seen = []
+
+    def callback(epoch, state, line):
+        seen.append(float(mse(net(state.params, on.x), jnp.nan_to_num(on.target))))
+
+    def both(ambient):
+        assert jax.sharding.get_abstract_mesh().empty != ambient
+        with tempfile.TemporaryDirectory() as folder:
+            settings = {"mesh": mesh, "validation": (on.x, jnp.nan_to_num(on.target)), "callbacks": [callback]}
+            first = losses(on, 3, run_dir=folder, **settings)
+            again = losses(on, 5, run_dir=folder, resume=True, **settings)
+        stream = losses([jax.tree.map(lambda leaf: leaf[:40], batch)], 5, mesh=mesh)
+        stacked = jax.tree.map(lambda leaf: np.stack([leaf] * 3), params)
+        many = fit_many(net, stacked, batch, loss=mse, optimizer=optimizer, epochs=5, mesh=mesh)
+        for result in (first, again, stream, many):
+            for leaf in jax.tree.leaves(result.params):
+                assert leaf.sharding.mesh == mesh, leaf.sharding
+        net(again.params, on.x).block_until_ready()
+        many.params["in"][0] + again.params["in"], again.state.params["in"] + stream.params["in"]
+        return again.history["loss"].tolist(), stream.history["loss"].tolist(), many.history["loss"].tolist()
+
+    outside = both(False)
+    with jax.set_mesh(mesh):
+        assert both(True) == outside
+    assert len(seen) == 10, seen
+    for name, wrong, word in (
+        ("mesh", {"mesh": 4}, "jax.make_mesh, got 4"),
+        ("shard_params", {"mesh": mesh, "shard_params": lambda path, leaf: None}, "got None of params['in']"),
+    ):
+        with pytest.raises(TypeError, match=name) as told:
+            losses(**wrong)
+        assert word in str(told.value), told.value
+    mesh, stacked = jax.make_mesh((2, 2), ("a", "b")), jax.tree.map(lambda leaf: np.stack([leaf] * 3), params)
+    with pytest.raises(ValueError, match="one axis"):
+        fit_many(net, stacked, batch, loss=mse, optimizer=optimizer, epochs=1, mesh=mesh)
+    print("served")
+""")
+
+
+@pytest.mark.slow
+def test_a_mesh_with_explicit_axes_is_served_also_where_it_is_set():
+    assert run_python(SETUP.format(devices=4, before="") + EXPLICIT).strip() == "served"
 
 
 @pytest.mark.slow
@@ -136,11 +189,13 @@ def test_one_all_reduce_in_the_step_of_every_loss():
 
 
 @pytest.mark.slow
-def test_two_processes_agree_with_one():
+@pytest.mark.parametrize("axes", ["Auto", "Explicit"])
+def test_two_processes_agree_with_one(axes):
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{held.getsockname()[1]}"
-    code = SETUP.format(devices=2, before=f"jax.distributed.initialize({address!r}, 2, int(sys.argv[1]))") + PROCESSES
+    code = SETUP.format(devices=2, before=f"jax.distributed.initialize({address!r}, 2, int(sys.argv[1]))")
+    code += PROCESSES.format(axes=axes)
     running = [
         subprocess.Popen(
             [sys.executable, "-c", code, str(number)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,

@@ -79,6 +79,25 @@ def test_nothing_to_learn_from_is_zero():
     assert not np.any(gradient_norms(linear, mse)(params, nothing))
 
 
+@pytest.mark.parametrize("chunk", [None, 2])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_masked_row_may_hold_anything(bad, chunk):
+    params, batch = problem()
+    where = (jnp.arange(ROWS) != 4)[:, None]
+    weights = jnp.where(where, 0.7, bad)
+    good = Batch(batch.x, batch.target, jnp.where(where, 0.7, 1.0), where)
+    row = (jnp.arange(ROWS) == 4)[:, None]
+    spoiled = Batch(jnp.where(row, bad, batch.x), jnp.where(row, bad, batch.target), weights, where)
+    for reduction in ("mean", "weighted_mean"):
+        settings = {"reduction": reduction, "chunk": chunk}
+        grads = per_example_grads(linear, mse, **settings)(params, spoiled)
+        assert not np.any(grads["weight"][4])
+        close(grads, per_example_grads(linear, mse, **settings)(params, good), rtol=0, atol=0)
+        norms = gradient_norms(linear, mse, **settings)(params, spoiled)
+        assert norms[4] == 0
+        assert np.isfinite(norms).all()
+
+
 def test_heads_of_a_composite_loss_are_divided_by_their_own_weights():
     params, batch = problem()
     where = jnp.arange(ROWS)[:, None] % 3 > 0
@@ -161,6 +180,8 @@ def test_a_private_step_clips_each_row_and_adds_noise():
 def test_bad_settings_are_refused_in_one_line():
     for refused, error, word in [
         (lambda: per_example_grads(linear, mse, chunk=0), ValueError, "chunk"),
+        (lambda: per_example_grads(linear, mse, chunk=1.5), TypeError, "chunk must be an integer"),
+        (lambda: per_example_grads(linear, mse)({"weight": 1}, problem()[1]), TypeError, "weight.* has dtype int32"),
         (lambda: gradient_norms(linear, "mse"), TypeError, "mse"),
         (lambda: per_example_grads(linear, Partial(huber, delta=-1.0)), ValueError, "delta"),
     ]:

@@ -10,7 +10,7 @@ from jax.tree_util import Partial
 
 import jaxloss
 from jaxloss import LossSum, huber, loss_sum, mse
-from jaxloss.train import Batch, TrainState, functional, make_step, supervised
+from jaxloss.train import Batch, TrainState, functional, make_step, penalized, supervised
 
 ROWS, FEATURES = 12, 3
 
@@ -141,6 +141,79 @@ def test_model_state_and_randomness(problem, parts):
     np.testing.assert_array_equal(*evaluations)
 
 
+def compared():
+    """An optimizer that applies nothing and keeps what it is told: the value, and what the function gives instead."""
+
+    def update(updates, state, params, *, value, grad, value_fn, **extra):
+        again, slope = jax.value_and_grad(value_fn)(params)
+        kept = {"value": value, "again": again, "grad": grad, "slope": slope}
+        return jax.tree.map(jnp.zeros_like, updates), kept
+
+    def init(params):
+        return {"value": 0.0, "again": 0.0, "grad": params, "slope": params}
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def dropped(params, x, *, model_state, key, train):
+    keep = jax.random.bernoulli(key, 0.5, (len(x),))
+    return jnp.where(keep, linear(params, x), 0.0), model_state + 1
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+@pytest.mark.parametrize("kind", ["weighted", "heads", "penalized", "stateful"])
+def test_an_optimizer_is_told_the_objective_over_the_whole_batch(problem, kind, parts):
+    params, batch = problem
+    objective, model_state = supervised(linear, huber, reduction="weighted_mean"), None
+    if kind == "heads":
+        loss = jaxloss.composite({"near": mse, "far": huber}, {"near": 1.0, "far": 3.0})
+        objective = supervised(lambda params, x: dict.fromkeys(("near", "far"), linear(params, x)), loss)
+        where = {"near": batch.where, "far": jnp.arange(ROWS) % 3 > 0}
+        batch = Batch(batch.x, dict.fromkeys(where, jnp.nan_to_num(batch.target)), None, where)
+    if kind == "penalized":
+        objective = penalized(objective, lambda params: jnp.sum(params["weight"] ** 2))
+    if kind == "stateful":
+        objective, model_state = supervised(dropped, huber, stateful=True), jnp.zeros((), jnp.int32)
+    optimizer = compared()
+    state = TrainState.create(params, optimizer, model_state=model_state)
+    state, metrics = jax.jit(make_step(objective, optimizer, micro_batches=parts))(state, batch)
+    told = state.opt_state
+    value = sum(float(sum_.mean) for name, sum_ in metrics.items() if name != "skipped")
+    np.testing.assert_allclose([told["value"], told["again"]], value, rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-5, 1e-7), told["slope"], told["grad"])
+    assert float(optax.tree.norm(told["grad"])) > 0.1
+    assert model_state is None or int(state.model_state) == parts
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_optimizers_that_ask_for_the_loss_are_as_by_hand(problem, parts):
+    params, batch = problem
+    contrib = optax.contrib
+
+    def value(params):
+        return huber(linear(params, batch.x), batch.target, weights=batch.weights, where=batch.where)
+
+    for optimizer, asks in [
+        (optax.lbfgs(), True),
+        (optax.chain(optax.sgd(1.0), optax.scale_by_backtracking_linesearch(15)), True),
+        (optax.apply_if_finite(optax.polyak_sgd(), 3), True),
+        (optax.chain(optax.sgd(0.1), contrib.reduce_on_plateau(0.5, patience=1)), True),
+        (contrib.momo(), True),
+        (contrib.mechanize(optax.sgd(0.1)), True),
+        (contrib.sam(optax.sgd(0.1), optax.sgd(0.1)), False),
+    ]:
+        step = jax.jit(make_step(supervised(linear, huber), optimizer, micro_batches=parts))
+        state, mine, kept = TrainState.create(params, optimizer), params, optimizer.init(params)
+        for _ in range(4):
+            state, metrics = step(state, batch)
+            assert int(metrics["skipped"]) == 0
+            known, grad = jax.value_and_grad(value)(mine)
+            more = {"value": known, "grad": grad, "value_fn": value} if asks else {}
+            updates, kept = optimizer.update(grad, kept, mine, **more)
+            mine = optax.apply_updates(mine, updates)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-3, 1e-5), state.params, mine)
+
+
 def test_functional_of_equal_models_is_equal():
     applies = [functional(nnx.Linear(2, 1, rngs=nnx.Rngs(seed)))[0] for seed in (0, 1)]
     assert applies[0] == applies[1]
@@ -159,6 +232,7 @@ def test_bad_parts_are_refused_in_one_line(problem):
     params, batch = problem
     optimizer = optax.sgd(0.1)
     state = TrainState.create(params, optimizer)
+    growing = optax.GradientTransformation(optimizer.init, lambda grads, state, params=None: (grads, (state, state)))
     refusals = [
         (lambda: make_step(lambda params, batch: jnp.zeros(()), optimizer)(state, batch), TypeError, "LossSum"),
         (
@@ -169,6 +243,17 @@ def test_bad_parts_are_refused_in_one_line(problem):
         (lambda: make_step(supervised(linear, mse), optimizer, micro_batches=5)(state, batch), ValueError, "5"),
         (lambda: supervised(linear, Partial(huber, delta=-1.0)), ValueError, "delta"),
         (lambda: supervised(linear, "mse"), TypeError, "mse"),
+        (lambda: make_step(supervised(linear, mse), optax.adam), TypeError, "optax.adam(1e-3)"),
+        (lambda: make_step(supervised(linear, mse), growing)(state, batch), TypeError, "structure"),
+        (lambda: make_step("net", optimizer), TypeError, "objective must be a function"),
+        (lambda: make_step(supervised(linear, mse), optimizer, micro_batches=1.5), TypeError, "micro_batches"),
+        (
+            lambda: make_step(supervised(linear, mse), optimizer)(state._replace(params={"bias": 1}), batch),
+            TypeError,
+            "params['bias'] has dtype int32",
+        ),
+        (lambda: penalized(supervised(linear, mse), 3.0), TypeError, "penalty must be a function"),
+        (lambda: supervised(3.0, mse), TypeError, "apply must be a function"),
         (lambda: functional(linear), TypeError, "module"),
         (lambda: functional(linen.Dense(1)), TypeError, "variables"),
         (

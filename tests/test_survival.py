@@ -16,7 +16,7 @@ import numpy as np
 import optax
 import pytest
 from jax.tree_util import Partial
-from support import ROOT
+from support import ROOT, run_python
 from test_fit import OPTIMIZER, ROWS, data, linear, start
 
 from jaxloss import huber, mse
@@ -198,6 +198,114 @@ def test_fingerprints_tell_functions_apart():
 
     assert json.dumps(fingerprint(again))
     later = 1
+
+
+CODE = """
+import functools, jax, jax.numpy as jnp, optax
+from jaxloss import pointwise
+
+SCALE = 3.0
+calls, count = [], 0
+
+def layer(x, name="weight"):
+    return (lambda y: y - 0.5)(jnp.tanh(x)) if name in {"weight", "bias", "other", "more"} else x
+
+@pointwise
+def loss(pred, target, *, power=2.0):
+    return jnp.abs(pred - target) ** power
+
+@functools.partial(jax.jit, static_argnames="twice")
+def apply(params, x, twice=False):
+    "In words."
+    global count
+    count += 1
+    calls.append(x)
+    hidden = [layer(x @ matrix) for matrix in params["matrices"]]
+    return again(params, sum(hidden) * 2, 0)
+
+def again(params, x, times):
+    return SCALE * x if times == 0 else again(params, apply(params, x), times - 1)
+
+def schedule(factor):
+    return lambda step: factor / (1 + step)
+
+heads = [lambda x, number=number: x * number for number in (1, 2)]
+optimizer = optax.chain(optax.clip(1.0), optax.adam(schedule(0.1)))
+"""
+EDITS = {
+    "a constant": ("* 2", "* 4"),
+    "an operation": ("sum(hidden)", "max(hidden)"),
+    "a constant of an inner function": ("0.5", "0.25"),
+    "a name in a module": ("jnp.tanh", "jnp.sin"),
+    "a number of the module": ("SCALE = 3.0", "SCALE = 4.0"),
+    "a function that is called": ("times == 0", "times == 1"),
+    "a constant in a set": ('"other"', '"others"'),
+    "a default": ("twice=False", "twice=True"),
+    "a default of a function that is called": ('name="weight"', 'name="bias"'),
+    "a key": ('["matrices"]', '["layers"]'),
+    "the loss": ("** power", "* power"),
+    "a default of the loss": ("power=2.0", "power=3.0"),
+    "a schedule": ("1 + step", "2 + step"),
+    "what a schedule closes over": ("schedule(0.1)", "schedule(0.2)"),
+    "a default of the second of two alike": ("(1, 2)", "(1, 3)"),
+}
+
+
+def module(text, path="module.py"):
+    """What a module of this text holds."""
+    names = {"__name__": "module"}
+    exec(compile(text, path, "exec"), names)
+    return names
+
+
+def told(names):
+    return json.dumps([fingerprint(names[name]) for name in ("apply", "loss", "optimizer", "heads")])
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_an_edit_of_the_code_changes_the_fingerprint(edit):
+    old, new = EDITS[edit]
+    assert CODE.count(old) == 1
+    assert told(module(CODE.replace(old, new))) != told(module(CODE))
+
+
+def test_the_same_code_has_the_same_fingerprint_wherever_it_stands(tmp_path):
+    here = module(CODE)
+    want = told(here)
+    for number in range(100):  # the interpreter rewrites what runs often
+        here["again"](None, number, 0)
+        here["schedule"](1)(number)
+    here["calls"].append(1)
+    here["count"] += 1
+    assert told(here) == want
+    assert told(module("# a comment\n\n" + CODE.replace("In words.", "In other words."), "/elsewhere.py")) == want
+    (tmp_path / "moved.py").write_text("\n" + CODE)
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import moved; from test_survival import told; "
+    code += "print(told(vars(moved)))"
+    for seed in ("1", "2"):
+        assert run_python(code, PYTHONHASHSEED=seed).strip() == want
+
+
+def test_another_function_is_refused_by_what_differs(tmp_path):
+    factor = 2.0
+    settings = {"loss": mse, "optimizer": OPTIMIZER, "run_dir": tmp_path}
+    fit(lambda params, x: factor * linear(params, x), start(), data(), epochs=1, **settings)
+    fit(lambda p, x: factor * linear(p, x), start(), data(), epochs=2, resume=True, **settings)
+    for apply, words in (
+        (lambda params, x: factor + linear(params, x), "its code: "),
+        (lambda params, x: factor * stretched(params, x), "its code: "),
+    ):
+        with pytest.raises(ValueError, match="of Python") as told:
+            fit(apply, start(), data(), epochs=3, resume=True, **settings)
+        assert words in str(told.value)
+        assert "\n" not in str(told.value)
+    factor = 3.0
+    with pytest.raises(ValueError, match=r"factor: 2\.0 in the checkpoint, 3\.0 now"):
+        fit(lambda params, x: factor * linear(params, x), start(), data(), epochs=3, resume=True, **settings)
+
+
+def stretched(params, x):
+    return linear(params, x) * 2
 
 
 RUN = textwrap.dedent("""

@@ -303,6 +303,8 @@ REFUSED = {
     "no limit": ({"max_skipped": 0}, ValueError, "max_skipped=0"),
     "no micro-batch": ({"micro_batches": 0}, ValueError, "micro_batches=0"),
     "uneven micro-batches": ({"micro_batches": 4}, ValueError, "50 rows"),
+    "no steps": ({"data": [(X, TARGET)], "epoch_steps": 0}, ValueError, "epoch_steps=0"),
+    "batches of nothing": ({"data": [(X, TARGET)], "batch_size": 0}, ValueError, "batch_size=0"),
     "steps of arrays": ({"epoch_steps": 2}, ValueError, "epoch_steps=2"),
     "a loss of the wrong shape": ({"loss": lambda pred, target, **_: jnp.zeros(3)}, TypeError, "scalar"),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.tree_util import keystr
 
-from jaxloss.contract import ShapeError
+from jaxloss.contract import ShapeError, shown
 from jaxloss.train.state import Batch
 
 __all__ = [
@@ -23,9 +25,11 @@ __all__ = [
     "count_rows",
     "epoch_orders",
     "place",
+    "returned",
     "screen",
     "select",
     "spread",
+    "within",
 ]
 
 DATA_AXIS = "data"
@@ -98,11 +102,13 @@ def as_batch(name: str, data: Any) -> Batch:
         for part, value in (("x", batch.x), ("target", batch.target))
         for leaf in jax.tree.leaves(value)
     }
-    if len(set(sizes.values())) != 1 or None in sizes.values():
+    if "x" not in sizes or "target" not in sizes or None in sizes.values():
+        raise TypeError(f"fit: {name} must hold arrays with rows, such as np.asarray(x) of a list, in x and target")
+    if len(set(sizes.values())) != 1:
         raise ValueError(f"fit: {name} must have the same number of rows in x and target, got {sizes}")
     if 0 in sizes.values():
         raise ValueError(f"fit: {name} has no rows")
-    rows = next(iter(sizes.values()))
+    rows, rank = next(iter(sizes.values())), max(leaf.ndim for leaf in jax.tree.leaves(batch.target))
     for part, value in (("weights", batch.weights), ("where", batch.where)):
         for leaf in jax.tree.leaves(value):
             if leaf.ndim and leaf.shape[0] not in (1, rows):
@@ -110,6 +116,8 @@ def as_batch(name: str, data: Any) -> Batch:
                     f"fit: {part} of {name} has shape {leaf.shape}, but there are {rows} rows: its first axis must be "
                     "the rows' or 1"
                 )
+            if leaf.ndim > rank:
+                raise ShapeError(f"fit: {part} of {name} has shape {leaf.shape}, of more axes than the target's {rank}")
     return batch
 
 
@@ -118,6 +126,8 @@ def _as_array(leaf: Any) -> Any:
     if isinstance(leaf, jax.Array | np.memmap):
         return leaf
     host = np.asarray(leaf)
+    if host.dtype.kind in "OSUMmV" and not jnp.issubdtype(host.dtype, jnp.inexact):  # bfloat16 is of kind V
+        raise TypeError(f"fit: data must be numbers, got {host.dtype} of shape {host.shape}")
     if host.dtype == np.float32:
         return host
     with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and then found to be so
@@ -218,11 +228,35 @@ def padded(batch: Batch, rows: int) -> Batch:
     return with_rows(jax.tree.map(pad, batch), np.arange(rows) < have)
 
 
-def automatic(mesh: Mesh | None) -> Mesh | None:
+def automatic(name: str, mesh: Mesh | None) -> Mesh | None:
     """The mesh with axes over which the compiler itself distributes, as `jax.make_mesh` does not make them."""
     if mesh is None:
         return None
+    if not isinstance(mesh, Mesh):
+        raise TypeError(f"{name}: mesh must be one of jax.make_mesh, got {shown(mesh)}")
     return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
+
+
+def within(mesh: Mesh | None) -> contextlib.AbstractContextManager:
+    """A context in which the mesh takes the place of one that `jax.set_mesh` has set: its axes' types may differ."""
+    if mesh is None or jax.sharding.get_abstract_mesh().empty:
+        return contextlib.nullcontext()
+    return jax.set_mesh(mesh)
+
+
+def returned(tree: Any, mesh: Mesh | None) -> Any:
+    """The tree on the mesh as the caller made it, so that it goes with the arrays he has there."""
+    if mesh is None or AxisType.Explicit not in mesh.axis_types:
+        return tree
+
+    def put(leaf: Any) -> Any:
+        sharding = getattr(leaf, "sharding", None)
+        if not isinstance(sharding, NamedSharding):
+            return leaf
+        parts = [shard.data for shard in leaf.addressable_shards]  # device_put serves a single process alone
+        return jax.make_array_from_single_device_arrays(leaf.shape, NamedSharding(mesh, sharding.spec), parts)
+
+    return jax.tree.map(put, tree)
 
 
 @jax.jit
@@ -283,7 +317,10 @@ def spread_params(params: Any, mesh: Mesh | None, rule: Callable | None = None) 
         return params
 
     def put(path: Any, leaf: Any) -> jax.Array:
-        return place(leaf, mesh, PartitionSpec() if rule is None else rule(path, leaf))
+        spec = PartitionSpec() if rule is None else rule(path, leaf)
+        if not isinstance(spec, PartitionSpec):
+            raise TypeError(f"fit: shard_params must give a PartitionSpec, got {shown(spec)} of params{keystr(path)}")
+        return place(leaf, mesh, spec)
 
     return jax.tree_util.tree_map_with_path(put, params)
 

@@ -7,7 +7,7 @@ import functools
 import operator
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,17 +17,19 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, PartitionSpec
 
-from jaxloss.contract import as_pytree
+from jaxloss.contract import as_pytree, shown
 from jaxloss.train.data import (
     DATA_AXIS,
     Layout,
     as_batch,
     automatic,
     count_rows,
+    returned,
     screen,
     spread,
     spread_orders,
     spread_params,
+    within,
 )
 from jaxloss.train.epochs import Clock, Limits, Run, told_params
 from jaxloss.train.objective import Objective, supervised
@@ -35,6 +37,7 @@ from jaxloss.train.progress import Progress
 from jaxloss.train.saving import Saving, configuration
 from jaxloss.train.sources import Arrays, Stream, is_whole, iterable_passes, mapped_batches
 from jaxloss.train.state import Batch, TrainState
+from jaxloss.train.step import check_optimizer, check_params, whole
 
 __all__ = ["FitResult", "NonFiniteError", "fit"]
 
@@ -103,6 +106,8 @@ def fit(
         batch by batch. Or an iterable of such batches, one pass an epoch: a list, a grain dataset, a generator.
     validation: whole arrays.
     loss: any loss; its settings bound with `Partial`. `objective`, in place of apply and loss, for anything else.
+    optimizer: of optax, also one that asks for the loss or searches along a line, such as `optax.lbfgs()`: see
+        `make_step`.
     batch_size: rows per step, drawn in a fresh order each epoch that depends on (seed, epoch) alone; the last batch is
         padded, the padding masked. None takes all rows in every step. Of a stream: the rows all batches are padded to,
         None for those of the first.
@@ -115,15 +120,17 @@ def fit(
     callbacks: functions of (epoch, state, that epoch's line of the history), called after every epoch; the fit ends
         when one returns True.
     mesh: spreads the rows over its axis "data"; the parameters are on every device, or split by the rule
-        `shard_params(path, leaf) -> PartitionSpec`. Several processes pass the same arrays each, or a part of their own
-        of every batch of a stream.
+        `shard_params(path, leaf) -> PartitionSpec`. In the fit its axes are Auto, and the result lies on it as it is
+        given. Several processes pass the same arrays each, or a part of their own of every batch of a stream.
     progress: draw a progress line on stderr, if that is a terminal.
     run_dir: append a line per epoch to `metrics.jsonl` in this folder, and write checkpoints under it: every
         `save_every` seconds (None: none), at the end, and when SIGTERM asks to stop, after which `Interrupted`, a
         `SystemExit`, is raised. The last `keep` are kept, and the best. Without it no file is written.
     resume: go on from the newest whole checkpoint in run_dir, to the same bytes as if it had never stopped; from the
-        start, if there is none. Refused where the loss, optimizer, data or numbers are not those of the checkpoint;
-        epochs, patience and mesh may differ.
+        start, if there is none. Refused where the functions, optimizer, data or numbers are not those of the
+        checkpoint; epochs, patience and mesh may differ. Of a function its code is compared (under one version of
+        Python), and what it closes over and reads from its module; not the methods of classes, such as a flax
+        model's, nor the code of installed packages, nor a stream.
     profile: write a profiler trace of the first two calls of the compiled program to run_dir.
 
     The caller's arrays are neither donated nor changed. A second call with the same functions, optimizer and shapes
@@ -140,8 +147,13 @@ def fit(
     objective = choose_objective("fit", apply, loss, objective, stateful=model_state is not None)
     held_out = None if validation is None else screen("validation", as_batch("validation", validation), nonfinite)
     check_numbers("fit", epochs, patience, held_out, average, max_skipped, micro_batches)
-    limits, seed = limits_of(patience, max_skipped), operator.index(seed)
-    mesh = automatic(mesh)
+    limits, seed = limits_of(patience, max_skipped), whole("fit", "seed", seed)
+    check_optimizer("fit", optimizer)
+    check_params("fit", params)
+    callbacks = callbacks or ()
+    if not (isinstance(callbacks, Sequence) and all(map(callable, callbacks))):
+        raise TypeError(f"fit: callbacks must be a list of functions of (epoch, state, line), got {shown(callbacks)}")
+    given, mesh = mesh, automatic("fit", mesh)
     if mesh is not None and DATA_AXIS not in mesh.shape:
         raise ValueError(f"fit: the mesh needs an axis {DATA_AXIS!r}, it has {tuple(mesh.shape)}")
     if mesh is None and shard_params is not None:
@@ -163,12 +175,14 @@ def fit(
     source = _source((*shared, mesh, shard_params), data, epochs=epochs, mesh=mesh, **numbers)
     with contextlib.ExitStack() as begun:
         begun.callback(source.close)  # if anything goes wrong
-        run = source.begin(params, model_state, np.uint32(seed % 2**32))
-        run, clock, history = saving.resumed(run, Clock(0, 0), {})
+        with within(mesh):
+            run = source.begin(params, model_state, np.uint32(seed % 2**32))
+            run, clock, history = saving.resumed(run, Clock(0, 0), {})
         begun.pop_all()
     if resume:  # patience may be another one now
         ended = held_out is not None and clock.epoch - int(run.best_epoch) >= limits.patience
-        run = run._replace(active=jnp.array(not ended and int(run.skipped) < max_skipped))
+        with within(mesh):
+            run = run._replace(active=jnp.array(not ended and int(run.skipped) < max_skipped))
     log = Progress(epochs, source.plan.layout.steps, progress, run_dir, clock.epoch if resume else None)
     watched = log.watches or bool(callbacks)
     left, going = 32 if watched else ALL_STEPS, not resume or bool(run.active)
@@ -184,7 +198,8 @@ def fit(
         calls = 0
         while clock.epoch < epochs and going:
             began, started = clock.epoch, time.perf_counter()
-            run, clock, going, ended = source.advance(run, clock, left, began + 1 if callbacks else epochs)
+            with within(mesh):
+                run, clock, going, ended = source.advance(run, clock, left, began + 1 if callbacks else epochs)
             seconds, calls = time.perf_counter() - started, calls + 1
             if calls == 2:
                 trace.close()
@@ -193,13 +208,16 @@ def fit(
             log.report(began, ended, seconds)
             if callbacks and clock.epoch > began:
                 line = {name: float(curve[0]) for name, curve in ended.items()}
-                state = jax.tree.map(jnp.copy, run.state)  # the next call takes the run's arrays
+                with within(mesh):
+                    state = jax.tree.map(jnp.copy, run.state)  # the next call takes the run's arrays
+                state = returned(state, given)
                 told = [callback(clock.epoch, state, line) for callback in callbacks]
                 going = going and not any(isinstance(one, bool | np.bool_) and one for one in told)
             if watched:
                 left = max(1, min(8 * left, int(left * SECONDS_PER_CALL / seconds), ALL_STEPS))
-                left = saving.look_up(run, clock, history, clock.epoch >= epochs or not going, left)
-    return finished(run, clock, history, held_out is not None, max_skipped)
+                with within(mesh):
+                    left = saving.look_up(run, clock, history, clock.epoch >= epochs or not going, left)
+    return finished(run, clock, history, held_out is not None, max_skipped, mesh, given)
 
 
 def _source(
@@ -223,25 +241,30 @@ def _source(
         batch = as_batch("data", data)
         batch_size = check_batch_size(batch_size, batch)
         passes, even = mapped_batches(batch, batch_size, seed), count_rows(batch) % batch_size == 0
-    elif hasattr(data, "__iter__"):
+    elif hasattr(data, "__iter__") and not isinstance(data, str | bytes | Mapping):
         passes = iterable_passes(data)
     else:
         raise TypeError(f"fit: data must be (x, target), a Batch or an iterable of them, got {type(data).__name__}")
+    for what, number in (("batch_size", batch_size), ("epoch_steps", epoch_steps)):
+        if number is not None and whole("fit", what, number) < 1:
+            raise ValueError(f"fit: {what}={number} must be at least 1")
     return Stream(
         *shared, passes=passes, micro_batches=micro_batches, batch_size=batch_size, epoch_steps=epoch_steps,
         nonfinite=nonfinite, even=even,
     )  # fmt: skip
 
 
-def finished(run: Run, clock: Clock, history: dict[str, list[np.ndarray]], validated: bool, limit: int) -> FitResult:
+def finished(
+    run: Run, clock: Clock, history: dict[str, list[np.ndarray]], validated: bool, limit: int, mesh: Any, given: Any
+) -> FitResult:
     """The result of a run; raises if it was given up, warns if updates were skipped."""
     curves = {name: np.concatenate(parts) for name, parts in history.items()}
     for name in ("loss", *(["validation_loss"] if validated else [])):
         curves.setdefault(name, np.zeros(0, np.float32))
-    last = told_params(run)
-    result = FitResult(
-        run.best_params if validated else last, run.state, curves, int(run.best_epoch) if validated else clock.epoch
-    )
+    with within(mesh):
+        params = run.best_params if validated else told_params(run)
+    params, state = returned((params, run.state), given)
+    result = FitResult(params, state, curves, int(run.best_epoch) if validated else clock.epoch)
     told_of = clock.position == 0 and "skipped" in curves  # the history then tells, at no cost
     if skipped := int(curves["skipped"].sum() if told_of else run.skipped):
         first = int(run.first_skipped)
@@ -263,6 +286,8 @@ def choose_objective(name: str, apply: Any, loss: Any, objective: Any, *, statef
     if objective is not None:
         if apply is not None or loss is not None:
             raise TypeError(f"{name}: give either apply and loss, or objective (then apply is None)")
+        if not callable(objective):
+            raise TypeError(f"{name}: objective must be a function of (params, batch), got {shown(objective)}")
         return as_pytree(objective)
     if apply is None or loss is None:
         raise TypeError(f"{name}: needs apply and loss=, or objective=")
@@ -272,22 +297,22 @@ def choose_objective(name: str, apply: Any, loss: Any, objective: Any, *, statef
 def check_numbers(
     name: str, epochs: Any, patience: Any, held_out: Any, average: Any, max_skipped: Any, micro_batches: Any
 ) -> None:
-    """Raise `ValueError` for a bad number."""
-    if operator.index(epochs) < 0:
+    """Raise `ValueError` for a bad number, `TypeError` for what is none."""
+    if whole(name, "epochs", epochs) < 0:
         raise ValueError(f"{name}: epochs must not be negative, got {epochs}")
-    if patience is not None and (held_out is None or operator.index(patience) < 1):
+    if patience is not None and (held_out is None or whole(name, "patience", patience) < 1):
         raise ValueError(f"{name}: patience={patience} needs validation data and must be at least 1")
-    if average is not None and not 0 <= average < 1:
-        raise ValueError(f"{name}: average={average} is a decay, at least 0 and less than 1")
-    if operator.index(max_skipped) < 1:
+    if average is not None and not (isinstance(average, float | int) and 0 <= average < 1):
+        raise ValueError(f"{name}: average={average!r} is a decay, at least 0 and less than 1")
+    if whole(name, "max_skipped", max_skipped) < 1:
         raise ValueError(f"{name}: max_skipped={max_skipped} must be at least 1")
-    if operator.index(micro_batches) < 1:
+    if whole(name, "micro_batches", micro_batches) < 1:
         raise ValueError(f"{name}: micro_batches={micro_batches} must be at least 1")
 
 
 def check_batch_size(batch_size: Any, batch: Batch) -> int:
     """The batch size, that of all rows for None."""
     rows = count_rows(batch)
-    if batch_size is not None and not 1 <= operator.index(batch_size) <= rows:
+    if batch_size is not None and not 1 <= whole("fit", "batch_size", batch_size) <= rows:
         raise ValueError(f"fit: batch_size={batch_size} must be between 1 and the number of rows, {rows}")
-    return rows if batch_size is None else batch_size
+    return rows if batch_size is None else operator.index(batch_size)

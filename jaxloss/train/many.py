@@ -12,15 +12,16 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, PartitionSpec
 
-from jaxloss.contract import ShapeError, check_loss, shown
+from jaxloss.contract import ShapeError, check_loss, check_number, shown
 from jaxloss.likelihood.distribution import Distribution
 from jaxloss.likelihood.ensemble import Ensemble
 from jaxloss.likelihood.joint import Mixture
-from jaxloss.train.data import Layout, as_batch, automatic, count_rows, epoch_orders, place, screen
+from jaxloss.train.data import Layout, as_batch, automatic, count_rows, epoch_orders, place, returned, screen, within
 from jaxloss.train.epochs import Clock
 from jaxloss.train.fitting import ALL_STEPS, check_batch_size, check_numbers, choose_objective, limits_of
 from jaxloss.train.objective import Objective
 from jaxloss.train.sources import Arrays
+from jaxloss.train.step import check_optimizer, check_params, whole
 
 __all__ = ["FitManyResult", "ensemble_predict", "fit_many"]
 
@@ -89,11 +90,15 @@ def fit_many(
     [1.077..., 0.00..., 0.0]
     """
     objective = choose_objective("fit_many", apply, loss, objective, stateful=model_state is not None)
-    sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(params)}
-    if len(sizes) != 1 or () in sizes or (0,) in sizes:
-        raise ShapeError(f"fit_many: every leaf of params needs the members along its first axis, got {sorted(sizes)}")
-    (members,) = next(iter(sizes))
+    members = _members("fit_many", params, model_state)
     seeds = np.arange(members) if seeds is None else np.asarray(seeds)
+    if not np.issubdtype(seeds.dtype, np.integer):
+        raise TypeError(f"fit_many: seeds must be integers, got {seeds.dtype}")
+    for what, values in (("loss_settings", loss_settings), ("optimizer_settings", optimizer_settings)):
+        if not isinstance(values or {}, Mapping):
+            raise TypeError(f"fit_many: {what} must be arrays by name, got {shown(values)}")
+        for name, value in (values or {}).items():
+            check_number("fit_many", name, value)
     given = {"loss": loss_settings or {}, "optimizer": optimizer_settings or {}}
     settings: dict[str, Any] = {
         kind: {name: value if isinstance(value, jax.Array) else np.asarray(value) for name, value in values.items()}
@@ -105,9 +110,14 @@ def fit_many(
     if loss is not None and settings["loss"]:
         for member in range(members):
             check_loss(jax.tree_util.Partial(loss, **{name: value[member] for name, value in settings["loss"].items()}))
-    if settings["optimizer"] and isinstance(optimizer, optax.GradientTransformation):
+    if settings["optimizer"] and (isinstance(optimizer, optax.GradientTransformation) or not callable(optimizer)):
         raise TypeError("fit_many: with optimizer_settings, optimizer is a function of them, such as optax.adamw")
-    mesh = automatic(mesh)
+    if not settings["optimizer"]:
+        check_optimizer("fit_many", optimizer)
+    check_params("fit_many", params)
+    given, mesh = mesh, automatic("fit_many", mesh)
+    if mesh is not None and len(mesh.axis_names) != 1:
+        raise ValueError(f"fit_many: the mesh needs one axis, that of the members, it has {mesh.axis_names}")
     batch = screen("data", as_batch("data", data), nonfinite)
     held_out = None if validation is None else screen("validation", as_batch("validation", validation), nonfinite)
     if validation is not None and validation_rows is not None:
@@ -136,22 +146,31 @@ def fit_many(
         data=spread(batch, False), layout=layout, epochs=epochs, micro_batches=micro_batches, orders=orders, many=True,
         settings=spread(settings, True), place_orders=lambda orders: spread(orders, True),
     )  # fmt: skip
-    run = source.begin(*(spread(tree, True) for tree in (params, model_state, seeds.astype(np.uint32))))
+    start = [spread(tree, True) for tree in (params, model_state, seeds.astype(np.uint32))]
     clock, going, parts = Clock(0, 0), True, []
-    while clock.epoch < epochs and going:
-        run, clock, going, ended = source.advance(run, clock, ALL_STEPS, epochs)
-        parts.append(ended)
+    with within(mesh):
+        run = source.begin(*start)
+        while clock.epoch < epochs and going:
+            run, clock, going, ended = source.advance(run, clock, ALL_STEPS, epochs)
+            parts.append(ended)
+        run = jax.tree.map(lambda leaf: leaf[:members], run._replace(state=None, sums=None, average=None))
     names = parts[0] if parts else {"loss": None, "skipped": None} | ({"validation_loss": None} if validated else {})
     empty = [np.zeros((0, members), np.float32)]
     curves = {name: np.concatenate([part[name] for part in parts] or empty)[:, :members].T for name in names}
     active = curves.pop("active", np.ones((members, 0))) > 0
     if not validated:
         curves.pop("validation_loss", None)
-    run = jax.tree.map(lambda leaf: leaf[:members], run._replace(state=None, sums=None, average=None))
     _warn_of(np.asarray(run.skipped), max_skipped)
     history = {name: np.where(active, curve, np.nan) for name, curve in curves.items()}
     skipped = np.minimum(np.asarray(run.skipped), max_skipped)
-    return FitManyResult(run.best_params, history, np.asarray(run.best_epoch), skipped)
+    return FitManyResult(returned(run.best_params, given), history, np.asarray(run.best_epoch), skipped)
+
+
+def _members(name: str, params: Any, model_state: Any = None) -> int:
+    sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves((params, model_state))}
+    if len(sizes) != 1 or () in sizes or (0,) in sizes:
+        raise ShapeError(f"{name}: every leaf of params needs the members along its first axis, got {sorted(sizes)}")
+    return next(iter(sizes))[0]
 
 
 def _rows(name: str, rows: Any, members: int, batch: Any) -> np.ndarray | None:
@@ -182,7 +201,7 @@ def _drawn(batch: Any, chosen: np.ndarray | None, batch_size: int | None, seeds:
         )
     number = chosen.shape[1]
     size = number if batch_size is None else batch_size
-    if not 1 <= size <= number:
+    if not 1 <= whole("fit_many", "batch_size", size) <= number:
         raise ValueError(f"fit_many: batch_size={batch_size} must be between 1 and the number of rows, {number}")
     steps = -(-number // size)
     sizes = (chosen >= 0).sum(1)
@@ -225,6 +244,7 @@ def ensemble_predict(apply: Callable, params: Any, x: Any) -> Distribution:
     >>> ensemble_predict(lambda params, x: x @ params, params, jnp.ones((5, 1))).mean.tolist()
     [2.0, 2.0, 2.0, 2.0, 2.0]
     """
+    _members("ensemble_predict", params)
     preds = jax.vmap(apply, in_axes=(0, None))(params, x)
     if isinstance(preds, jax.Array):
         return Ensemble.of(preds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from jaxloss.contract import as_pytree, check_loss, unbound
+from jaxloss.contract import as_pytree, check_loss, loss_name, shown, unbound
 from jaxloss.reduce import LossSum, loss_sum
 from jaxloss.train.state import Batch
 
@@ -31,10 +32,27 @@ def supervised(apply: Callable, loss: Callable, *, stateful: bool = False, reduc
 
     Further keywords of the objective itself are settings of the loss: `objective(params, batch, delta=0.3)`.
     """
+    if not callable(apply):
+        raise TypeError(f"supervised: apply must be a function of (params, x), got {shown(apply)}")
     check_loss(loss)
+    _check_keywords(loss)
     if reduction not in ("mean", "weighted_mean"):
         raise ValueError(f"supervised: reduction must be 'mean' or 'weighted_mean', got {reduction!r}")
     return Partial(_Supervised(stateful, reduction), Partial(apply), as_pytree(loss))
+
+
+def _check_keywords(loss: Callable) -> None:
+    """Raise `TypeError` for a function that cannot be called as a loss is."""
+    try:
+        parameters = inspect.signature(loss).parameters
+    except (TypeError, ValueError):  # of a builtin
+        return
+    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    missing = [name for name in ("weights", "where", "reduction") if name not in parameters]
+    if missing and not open_ended:
+        raise TypeError(
+            f"supervised: {loss_name(loss)} takes no {missing[0]}=, as a loss does: make it one by jaxloss.pointwise"
+        )
 
 
 @dataclass(frozen=True)
@@ -46,7 +64,10 @@ class _Supervised:
 
     def __call__(self, apply: Callable, loss: Callable, params: Any, batch: Batch, **settings: Any) -> Any:
         mode = {name: settings.pop(name) for name in ("model_state", "key", "train") if self.stateful}
-        pred, model_state = apply(params, batch.x, **mode) if self.stateful else (apply(params, batch.x), None)
+        result = apply(params, batch.x, **mode)
+        if self.stateful and not (isinstance(result, tuple) and len(result) == 2):
+            raise TypeError(f"supervised: a stateful apply returns (pred, model_state), got {shown(type(result))}")
+        pred, model_state = result if self.stateful else (result, None)
         shared = {"weights": batch.weights, "where": batch.where, "reduction": self.reduction}
         total = loss_sum(loss, pred, batch.target, **shared, **settings)
         return (total, model_state) if self.stateful else total
@@ -65,6 +86,9 @@ def penalized(objective: Objective, penalty: Callable[[Any], Any]) -> Objective:
     >>> ridge(jnp.array([2.0]), Batch(jnp.ones((4, 1)), jnp.zeros(4))).each
     {'loss': Array(4., dtype=float32), 'penalty': Array(2., dtype=float32)}
     """
+    for what, function in (("objective", objective), ("penalty", penalty)):
+        if not callable(function):
+            raise TypeError(f"penalized: {what} must be a function, got {shown(function)}")
     return Partial(_Penalized(is_stateful(objective)), as_pytree(objective), Partial(penalty))
 
 

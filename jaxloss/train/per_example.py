@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import operator
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +13,7 @@ from jax import lax
 from jaxloss.reduce import divide
 from jaxloss.train.objective import Objective, supervised
 from jaxloss.train.state import Batch
+from jaxloss.train.step import check_params, whole
 
 __all__ = ["gradient_norms", "per_example_grads"]
 
@@ -23,8 +24,8 @@ def per_example_grads(
     """A pure `(params, batch) -> gradients`: a tree like `params`, with a leading axis of the batch's rows.
 
     The gradient of row i is (rows / W)·∂Σⱼwᵢⱼℓᵢⱼ, with W the weight of the whole batch, so the mean over rows is the
-    gradient of the batch's loss, whatever is weighted and masked; a row that is masked has gradient 0. This is what
-    `optax.contrib.differentially_private_aggregate` takes.
+    gradient of the batch's loss, whatever is weighted and masked; a row that is masked has gradient 0, whatever it
+    holds. This is what `optax.contrib.differentially_private_aggregate` takes.
 
     apply: `apply(params, x) -> pred` of a model without state: under batch statistics no row has a gradient of its own.
     reduction: "mean" or "weighted_mean", as in `supervised`.
@@ -56,13 +57,14 @@ def gradient_norms(
 
 def _each_row(objective: Objective, finish: Callable[[Any], Any], chunk: int | None) -> Callable[[Any, Batch], Any]:
     """What `finish` makes of each row's gradient."""
-    if chunk is not None and operator.index(chunk) < 1:
+    if chunk is not None and whole("per-example gradients", "chunk", chunk) < 1:
         raise ValueError(f"per-example gradients: chunk must be at least 1, got {chunk}")
 
     def every(function: Callable, rows: Batch) -> Any:
         return jax.vmap(function)(rows) if chunk is None else lax.map(function, rows, batch_size=chunk)
 
     def gradients(params: Any, batch: Batch) -> Any:
+        check_params("per-example gradients", params)
         count = jnp.shape(jax.tree.leaves(batch.x)[0])[0]
 
         def alone(leaf: Any) -> jax.Array:
@@ -78,7 +80,15 @@ def _each_row(objective: Objective, finish: Callable[[Any], Any], chunk: int | N
         def share(params: Any, row: Batch) -> jax.Array:
             return sum(jax.tree.leaves(jax.tree.map(jnp.multiply, objective(params, row).total, scales)), jnp.zeros(()))
 
-        return every(lambda row: finish(jax.grad(share)(params, row)), rows)
+        def gradient(row: Batch) -> Any:
+            """Nothing of a masked row, though what it holds may be NaN, which a model passes on to its gradient."""
+            grads = jax.grad(share)(params, row)
+            if row.where is None:
+                return grads
+            present = functools.reduce(jnp.logical_or, [jnp.any(mask) for mask in jax.tree.leaves(row.where)])
+            return jax.tree.map(lambda leaf: jnp.where(present, leaf, jnp.zeros_like(leaf)), grads)
+
+        return every(lambda row: finish(gradient(row)), rows)
 
     return gradients
 

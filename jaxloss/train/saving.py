@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxloss.contract import loss_name, unbound
 from jaxloss.train.checkpoint import CheckpointError, Checkpoints
+from jaxloss.train.code import code_digest, defaults_of, globals_of, is_ours, is_own
 from jaxloss.train.epochs import Clock, Run
 from jaxloss.train.interrupt import Interruption
 from jaxloss.train.processes import gathered
@@ -116,10 +117,11 @@ def configuration(objective: Any, optimizer: Any, data: Any, held_out: Any, **se
     }
 
 
-def fingerprint(value: Any, within: tuple[int, ...] = ()) -> Any:
+def fingerprint(value: Any, within: tuple[int, ...] = (), read: set[int] | None = None) -> Any:
     """A function, with all it binds and closes over, by names and numbers that are the same in every process.
 
-    Tells apart two learning rates, which are hidden in the closures of an optimizer; not two bodies of a function.
+    Tells apart two learning rates, which are hidden in the closures of an optimizer, and two bodies of a function, with
+    the functions and numbers it reads from its module; not those of installed packages, nor the methods of a class.
 
     >>> fingerprint(functools.partial(max, default=3))
     {'function': 'max', 'default': 3}
@@ -128,7 +130,8 @@ def fingerprint(value: Any, within: tuple[int, ...] = ()) -> Any:
         return value
     if id(value) in within:
         return "itself"
-    inner = functools.partial(fingerprint, within=(*within, id(value)))
+    read = set() if read is None else read
+    inner = functools.partial(fingerprint, within=(*within, id(value)), read=read)
     if isinstance(value, np.ndarray | np.generic | jax.Array):
         if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
             value = jax.random.key_data(value)  # type: ignore[arg-type]
@@ -143,9 +146,17 @@ def fingerprint(value: Any, within: tuple[int, ...] = ()) -> Any:
     if isinstance(value, functools.partial) and value.args:
         told["of"] = inner(value.args)
     told |= {name: inner(v) for name, v in bound.items()}
-    code, cells = getattr(function, "__code__", None), getattr(function, "__closure__", None) or ()
-    if code is not None and function.__module__.partition(".")[0] != "jaxloss":
-        for name, cell in zip(code.co_freevars, cells):
+    if not is_ours(function):
+        code, cells = getattr(function, "__code__", None), getattr(function, "__closure__", None) or ()
+        for name, cell in zip(getattr(code, "co_freevars", ()), cells):
             with contextlib.suppress(ValueError):  # a cell that is not filled yet
                 told[name] = inner(cell.cell_contents)
-    return told
+    if not is_own(function):
+        wrapped = getattr(function, "__wrapped__", None)  # by `jit` or `pointwise`
+        return told if wrapped is None or is_ours(wrapped) else told | {"wraps": inner(wrapped)}
+    values = defaults_of(function)
+    if id(function.__code__) not in read:
+        read.add(id(function.__code__))
+        told["its code"] = code_digest(function)
+        values = globals_of(function) | values
+    return told | {name: inner(value) for name, value in values.items() if name not in told}

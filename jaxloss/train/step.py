@@ -7,6 +7,8 @@ their weights. Written this way it is exact whatever is masked where, and costs 
 from __future__ import annotations
 
 import functools
+import inspect
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -15,11 +17,12 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from jaxloss.contract import dtype_of, shown
 from jaxloss.reduce import LossSum, divide
 from jaxloss.train.objective import Objective, is_stateful, objective_sum, penalty_of, penalty_sum
 from jaxloss.train.state import Batch, TrainState
 
-__all__ = ["all_finite", "make_step"]
+__all__ = ["all_finite", "check_optimizer", "check_params", "make_step", "whole"]
 
 
 def make_step(
@@ -27,6 +30,8 @@ def make_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]:
     """A pure `step(state, batch) -> (state, metrics)`; jit it, scan it, or shard its arguments.
 
+    optimizer: of optax; one that asks for it is told the loss of the batch, and the loss as a function of the
+        parameters: `reduce_on_plateau`, Polyak's step; `lbfgs` and line searches, which are meant for full batches.
     micro_batches: split the batch into this many parts, of equal size, and add their gradients: the memory of one part,
         and the full batch's gradient to rounding.
     guard: skip the update when the loss or a new parameter is not finite, as it is after a gradient that is not: the
@@ -45,41 +50,49 @@ def make_step(
     ([0.10000000149011612, 0.20000000298023224], 2.5)
     """
 
-    if micro_batches < 1:
+    if whole("make_step", "micro_batches", micro_batches) < 1:
         raise ValueError(f"make_step: micro_batches={micro_batches} must be at least 1")
     objective, penalty = penalty_of(objective)
+    check_optimizer("make_step", optimizer)
+    if not callable(objective):
+        raise TypeError(f"make_step: objective must be a function of (params, batch), got {shown(objective)}")
 
-    def gradients(params: Any, batch: Batch, model_state: Any, key: Any) -> tuple[list[Any], tuple[LossSum, Any]]:
+    def sums(params: Any, batch: Batch, model_state: Any, key: Any) -> tuple[LossSum, Any]:
+        return objective_sum(objective, params, batch, model_state, key, train=True)
+
+    def gradients(params: Any, batch: Batch, model_state: Any, key: Any) -> tuple[tuple[list[Any], LossSum], Any]:
         """One gradient for each head's total: they are divided by different weights, once those are known."""
 
         def totals(params: Any) -> tuple[list[jax.Array], tuple[LossSum, Any]]:
-            sum_, model_state_ = objective_sum(objective, params, batch, model_state, key, train=True)
+            sum_, model_state_ = sums(params, batch, model_state, key)
             return jax.tree.leaves(sum_.total), (sum_, model_state_)
 
-        heads, pull, aux = jax.vjp(totals, params, has_aux=True)
+        heads, pull, (sum_, model_state) = jax.vjp(totals, params, has_aux=True)
         one, zero = jnp.ones_like, jnp.zeros_like
-        return [pull([one(head) if head is own else zero(head) for head in heads])[0] for own in heads], aux
+        grads = [pull([one(head) if head is own else zero(head) for head in heads])[0] for own in heads]
+        return (grads, sum_), model_state
 
-    def accumulate(params: Any, batch: Batch, model_state: Any, key: Any) -> tuple[Any, tuple[LossSum, Any]]:
+    def accumulate(part: Callable, params: Any, batch: Batch, model_state: Any, key: Any) -> tuple[Any, Any]:
+        """What `part` gives of all micro-batches, added, and the model state after the last."""
         if micro_batches == 1:
-            return gradients(params, batch, model_state, key)
+            return part(params, batch, model_state, key)
         parts = _split(batch, micro_batches)
 
         def add(carry, numbered):
-            grads, sum_, model_state = carry
-            number, part = numbered
-            more, (more_sum, model_state) = gradients(params, part, model_state, jax.random.fold_in(key, number))
-            return (jax.tree.map(jnp.add, grads, more), sum_ + more_sum, model_state), None
+            total, model_state = carry
+            number, rows = numbered
+            more, model_state = part(params, rows, model_state, jax.random.fold_in(key, number))
+            return (jax.tree.map(jnp.add, total, more), model_state), None
 
         first = jax.tree.map(lambda leaf: leaf[0], parts)
-        shapes = jax.eval_shape(gradients, params, first, model_state, key)
-        grads, (sum_, _) = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        carry, _ = lax.scan(add, (grads, sum_, model_state), (jnp.arange(micro_batches), parts))
-        return carry[0], carry[1:]
+        shapes, _ = jax.eval_shape(part, params, first, model_state, key)
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        return lax.scan(add, (zeros, model_state), (jnp.arange(micro_batches), parts))[0]
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
+        check_params("make_step", state.params)
         key = jax.random.fold_in(state.key, state.step) if is_stateful(objective) or micro_batches > 1 else state.key
-        grads, (sum_, model_state) = accumulate(state.params, batch, state.model_state, key)
+        (grads, sum_), model_state = accumulate(gradients, state.params, batch, state.model_state, key)
         weights = jax.tree.leaves(sum_.weight)
         grads = [jax.tree.map(lambda leaf, w=w: divide(leaf, w).astype(leaf.dtype), g) for g, w in zip(grads, weights)]
         metrics: dict[str, Any] = {"loss": sum_}
@@ -87,7 +100,23 @@ def make_step(
             more, metrics["penalty"] = jax.grad(_valued(penalty), has_aux=True)(state.params)
             grads.append(more)
         grads = jax.tree.map(lambda *heads: sum(heads), *grads) if len(grads) > 1 else grads[0]
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+
+        def value(params: Any) -> jax.Array:
+            part = sums if micro_batches == 1 else jax.checkpoint(sums)  # searches differentiate: one part's memory
+            value = accumulate(part, params, batch, state.model_state, key)[0].mean
+            return value if penalty is None else value + penalty_sum(penalty, params).total
+
+        known = {"value": sum(sum_.mean for sum_ in metrics.values()), "grad": grads, "value_fn": value}
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, **_taken(optimizer.update, known))
+        for what, after, before in (
+            ("the optimizer's update", opt_state, state.opt_state), ("apply", model_state, state.model_state)
+        ):  # fmt: skip
+            if jax.tree.structure(after) != jax.tree.structure(before):
+                raise TypeError(f"make_step: {what} gives a state of another structure than it was given")
+        for new, old in zip(jax.tree.leaves(model_state), jax.tree.leaves(state.model_state)):
+            if jnp.result_type(new) != jnp.result_type(old):
+                told = f"{jnp.result_type(old)} to {jnp.result_type(new)}"
+                raise TypeError(f"make_step: apply turns a leaf of model_state from {told}: it must keep its dtype")
         params = optax.apply_updates(state.params, updates)
         new = TrainState(params, opt_state, model_state, state.key, state.step + 1)
         if not guard:
@@ -98,6 +127,39 @@ def make_step(
         return new, metrics | {"skipped": (~finite).astype(jnp.int32)}
 
     return step
+
+
+def check_optimizer(name: str, optimizer: Any) -> None:
+    """Raise `TypeError` for what is no optimizer."""
+    if not (callable(getattr(optimizer, "init", None)) and callable(getattr(optimizer, "update", None))):
+        raise TypeError(f"{name}: optimizer must be one of optax, such as optax.adam(1e-3), got {shown(optimizer)}")
+
+
+def check_params(name: str, params: Any) -> None:
+    """Raise `TypeError` for a leaf that cannot be trained."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        where = f"{name}: params{jax.tree_util.keystr(path)}"
+        dtype = dtype_of(where, "a parameter", leaf)
+        if not jnp.issubdtype(dtype, jnp.inexact):
+            raise TypeError(
+                f"{where} has dtype {dtype}; parameters are floating-point numbers: what is not trained "
+                "belongs to x, to model_state, or into apply"
+            )
+
+
+def whole(name: str, what: str, value: Any) -> int:
+    """The integer; raises `TypeError` for anything else."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: {what} must be an integer, got {shown(value)}") from None
+
+
+def _taken(function: Callable, known: dict[str, Any]) -> dict[str, Any]:
+    """Those of the keywords that the function takes; SAM's update, for one, takes none."""
+    parameters = inspect.signature(function).parameters
+    anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    return {name: value for name, value in known.items() if anything or name in parameters}
 
 
 def _valued(penalty: Callable) -> Callable:

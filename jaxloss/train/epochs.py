@@ -20,8 +20,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.tree_util import Partial
 
 from jaxloss.reduce import LossSum
-from jaxloss.train.data import Layout, select, sums_of_parts
+from jaxloss.train.data import Layout
 from jaxloss.train.objective import Objective, objective_sum, penalty_of
+from jaxloss.train.placement import select, sums_of_parts
 from jaxloss.train.state import Batch, TrainState
 from jaxloss.train.step import all_finite, make_step
 

@@ -18,21 +18,10 @@ import optax
 from jax.sharding import Mesh, PartitionSpec
 
 from jaxloss.contract import as_pytree, shown
-from jaxloss.train.data import (
-    DATA_AXIS,
-    Layout,
-    as_batch,
-    automatic,
-    count_rows,
-    returned,
-    screen,
-    spread,
-    spread_orders,
-    spread_params,
-    within,
-)
+from jaxloss.train.data import Layout, as_batch, count_rows, screen
 from jaxloss.train.epochs import Clock, Limits, Run, told_params
 from jaxloss.train.objective import Objective, supervised
+from jaxloss.train.placement import DATA_AXIS, automatic, returned, spread, spread_orders, spread_params, within
 from jaxloss.train.progress import Progress
 from jaxloss.train.saving import Saving, configuration
 from jaxloss.train.sources import Arrays, Stream, is_whole, iterable_passes, mapped_batches

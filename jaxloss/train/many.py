@@ -16,10 +16,11 @@ from jaxloss.contract import ShapeError, check_loss, check_number, shown
 from jaxloss.likelihood.distribution import Distribution
 from jaxloss.likelihood.ensemble import Ensemble
 from jaxloss.likelihood.joint import Mixture
-from jaxloss.train.data import Layout, as_batch, automatic, count_rows, epoch_orders, place, returned, screen, within
+from jaxloss.train.data import Layout, as_batch, count_rows, epoch_orders, screen
 from jaxloss.train.epochs import Clock
 from jaxloss.train.fitting import ALL_STEPS, check_batch_size, check_numbers, choose_objective, limits_of
 from jaxloss.train.objective import Objective
+from jaxloss.train.placement import automatic, place, returned, within
 from jaxloss.train.sources import Arrays
 from jaxloss.train.step import check_optimizer, check_params, whole
 

@@ -15,19 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxloss.train.data import (
-    DATA_AXIS,
-    Layout,
-    as_batch,
-    assemble,
-    count_rows,
-    epoch_orders,
-    padded,
-    screen,
-    with_rows,
-)
+from jaxloss.train.data import Layout, as_batch, count_rows, epoch_orders, padded, screen, with_rows
 from jaxloss.train.epochs import BLOCK, Clock, Limits, Plan, Run, begin, close_epoch, means, step_once, train
 from jaxloss.train.objective import Objective
+from jaxloss.train.placement import DATA_AXIS, assemble
 from jaxloss.train.state import Batch
 
 __all__ = ["Arrays", "Stream", "is_whole", "mapped_batches"]

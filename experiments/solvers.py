@@ -57,11 +57,11 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
         rows = [(name, *entry.values()) for name, entry in compared.items()]
         common.print_table(f"{config.compared} rows (quantile {config.compared // 10})", columns, rows)
         growth = scaling(config)
-    slopes = {name: slope_of(config.rows, times) for name, times in growth.items()}
+    slopes = {name: slopes_of(config.rows, times) for name, times in growth.items()}
     common.print_table(
         "\nseconds as the rows grow",
-        ("", *map(str, config.rows), "slope"),
-        [(name, *times, slopes[name]) for name, times in growth.items()],
+        ("", *map(str, config.rows), "slope", "of the last step"),
+        [(name, *times, *slopes[name]) for name, times in growth.items()],
     )
     _draw(folder, config.rows, growth)
     claims = {
@@ -158,9 +158,10 @@ def bootstrap(config: Config) -> Any:
     x, y, _ = drawn(rows, 5, config.seed)
     weights = np.random.default_rng(config.seed).multinomial(rows, np.full(rows, 1 / rows), config.fits).astype(float)
     fitted = jax.jit(jax.vmap(lambda w: solve_linear(x, y, Partial(huber, delta=1.35), weights=w)))
+    on_device = jnp.asarray(weights)
 
     def call() -> Any:
-        return jax.block_until_ready(fitted(weights))
+        return jax.block_until_ready(fitted(on_device))
 
     first = seconds(call, 1)[0]
     best, _ = seconds(call, config.repeats)
@@ -183,11 +184,12 @@ def scaling(config: Config) -> dict[str, list[float]]:
     return growth
 
 
-def slope_of(rows: tuple[int, ...], times: list[float]) -> float:
-    """The exponent of the growth between the last two numbers of rows."""
+def slopes_of(rows: tuple[int, ...], times: list[float]) -> tuple[float, float]:
+    """The exponent of the growth from the first number of rows to the last, and from the last but one."""
     if len(rows) < 2:
-        return np.nan
-    return float(np.log(times[-1] / times[-2]) / np.log(rows[-1] / rows[-2]))
+        return np.nan, np.nan
+    first, last = (float(np.log(times[-1] / times[at]) / np.log(rows[-1] / rows[at])) for at in (0, -2))
+    return first, last
 
 
 def _draw(folder: Path, rows: tuple[int, ...], growth: dict[str, list[float]]) -> None:

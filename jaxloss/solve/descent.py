@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxloss.solve.design import Design, hessian, matmul, summed
+from jaxloss.solve.design import Design, hessian, matmul, summed, unless
 from jaxloss.solve.term import Term
 
 __all__ = ["descend", "gradient_share", "graduated", "regress"]
@@ -39,9 +39,9 @@ def _solve(matrix: Array, right: Array) -> Array:
     return lax.linalg.triangular_solve(factor, half, left_side=True, lower=True, transpose_a=True)[:, 0]
 
 
-def gradient_share(gradient: Array, pulls: Array) -> Array:
+def gradient_share(gradient: Array, length: Array) -> Array:
     """The largest entry of the gradient beside the length of what it sums; 0 for a perfect fit."""
-    largest, length = jnp.max(jnp.abs(gradient)), jnp.sqrt(jnp.sum(pulls * pulls))
+    largest = jnp.max(jnp.abs(gradient))
     return jnp.where(largest == 0, 0, largest / jnp.where(length == 0, 1, length))
 
 
@@ -59,8 +59,8 @@ class _State(NamedTuple):
     phi: Array
     eta: Array
     value: Array
-    pulls: Array
     gradient: Array
+    share: Array
     blend: Array
     scale: Array
     number: Array
@@ -78,9 +78,11 @@ def descend(term: Term, design: Design, target: Array, weights: Array, phi: Arra
             jnp.sum(jnp.where(absent, 0, weights * term.value(eta, target, scale))) + 0.5 * phi @ design.penalty @ phi
         )
 
-    def pulled(phi: Array, eta: Array, scale: Array) -> tuple[Array, Array]:
+    def pulled(phi: Array, eta: Array, scale: Array) -> tuple[Array, Array, Array]:
+        """The gradient, the length of what it sums, and its share of that."""
         pulls = jnp.where(absent, 0, weights * term.slope(eta, target, scale))
-        return pulls, summed(pulls, design.rows) + design.penalty @ phi
+        gradient, length = summed(pulls, design.rows) + design.penalty @ phi, jnp.sqrt(jnp.sum(pulls * pulls))
+        return gradient, length, gradient_share(gradient, length)
 
     def step(state: _State) -> _State:
         phi, eta, scale = state.phi, state.eta, state.scale
@@ -118,14 +120,13 @@ def descend(term: Term, design: Design, target: Array, weights: Array, phi: Arra
         final = scale == 1
         scale = jnp.where(whole, jnp.maximum(0.5 * scale, 1), scale)
         value = jnp.where(moved, value, state.value)
-        value = lax.cond(final, lambda _: value, lambda _: total(phi, eta, scale), None)
-        pulls, gradient = pulled(phi, eta, scale)
+        value = unless(final, value, lambda bad: total(phi, eta * bad, scale))
+        gradient, length, share = pulled(phi, eta, scale)
         still = moved & (jnp.max(jnp.abs(size * move)) <= 4 * eps * jnp.max(jnp.abs(phi)))
         noise = jnp.sqrt(jnp.sum(jnp.square(jnp.where(absent, 0, weights * bend * eta))))
-        solved = jnp.max(jnp.abs(gradient)) <= 4 * eps * (jnp.sqrt(jnp.sum(pulls * pulls)) + noise)
-        share, before = gradient_share(gradient, pulls), gradient_share(state.gradient, state.pulls)
+        solved = jnp.max(jnp.abs(gradient)) <= 4 * eps * (length + noise)
         close = share <= eps**0.75
-        rounding = close & (share > 0.5 * before)  # what is left no longer shrinks
+        rounding = close & (share > 0.5 * state.share)  # what is left no longer shrinks
         stuck = ~moved & (state.blend >= 1)
         blend = jnp.where(
             whole,
@@ -134,7 +135,7 @@ def descend(term: Term, design: Design, target: Array, weights: Array, phi: Arra
         )
         done = final & ((still & whole) | solved | rounding | stuck)
         good = final & (still | solved | close)
-        return _State(phi, eta, value, pulls, gradient, blend, scale, state.number + 1, done, good)
+        return _State(phi, eta, value, gradient, share, blend, scale, state.number + 1, done, good)
 
     def going(state: _State) -> Array:
         return ~state.done & (state.number < STEPS)
@@ -142,13 +143,13 @@ def descend(term: Term, design: Design, target: Array, weights: Array, phi: Arra
     eta, one = matmul(design.rows, phi), jnp.ones((), target.dtype)
     scale = graduated(term, eta, target, weights, one) if term.residual else one
     blend = jnp.asarray(0 if term.convex else 1, target.dtype)
-    pulls, gradient = pulled(phi, eta, scale)
+    gradient, _, share = pulled(phi, eta, scale)
     start = _State(
         phi,
         eta,
         total(phi, eta, scale),
-        pulls,
         gradient,
+        share,
         blend,
         scale,
         jnp.asarray(0),

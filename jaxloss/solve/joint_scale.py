@@ -102,7 +102,7 @@ def descend_with_scale(
         times = jnp.where(state.newton, state.times, jnp.maximum(0.5 * state.times, 1))
         pulls, gradient = pulled(phi, residual, rows, times)
         closer = jnp.max(jnp.abs(gradient)) <= 0.5 * jnp.max(jnp.abs(state.gradient))
-        share = gradient_share(gradient, pulls)
+        share = gradient_share(gradient, jnp.linalg.norm(pulls))
         final = state.times == 1
         still = final & usable & (jnp.max(jnp.abs(move)) <= 4 * eps * jnp.max(jnp.abs(phi)))
         solved = final & (share <= 8 * eps)
@@ -113,8 +113,10 @@ def descend_with_scale(
             lambda one, other: jnp.where(keep, one, other), new, old
         )
         perfect = scale_of(residual, rows) <= 64 * eps * jnp.max(jnp.abs(target) * (weights > 0))
-        good = still | solved | (final & (gradient_share(gradient, pulls) <= eps**0.75))
-        rounding = final & (share <= eps**0.75) & (share > 0.5 * gradient_share(state.gradient, state.pulls))
+        good = still | solved | (final & (gradient_share(gradient, jnp.linalg.norm(pulls)) <= eps**0.75))
+        rounding = (
+            final & (share <= eps**0.75) & (share > 0.5 * gradient_share(state.gradient, jnp.linalg.norm(state.pulls)))
+        )
         done = still | solved | perfect | rounding
         return _State(phi, residual, rows, times, newton, pulls, gradient, state.number + 1, done, good | perfect)
 

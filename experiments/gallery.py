@@ -109,12 +109,13 @@ def _page(told: dict[str, Any], folder: Path, beside: Path) -> str:
     parts = [
         "# What the experiments found\n",
         "Written by `python -m experiments gallery`: question, command, what was printed, figure.\n",
-        f"{environment['machine']}, {environment['device']}, Python {environment['python']}, {versions}; "
-        f"commit {environment['commit']}.\n",
+        f"{environment['machine']}, {environment['device']}, Python {environment['python']}, {versions}.\n",
     ]
     figures = beside / "figures"
     for name, result in told.items():
-        parts.append(f"## {name}\n\n{summary(name)}\n\n`python -m experiments {name}`, {result['seconds']:.0f} s\n")
+        seconds, commit = result["seconds"], result["environment"]["commit"]
+        made = f"`python -m experiments {name}`, {seconds:.0f} s, commit {commit}"
+        parts.append(f"## {name}\n\n{summary(name)}\n\n{made}\n")
         printed = (folder / name / "printed.txt").read_text().rstrip()
         parts.append(f"```text\n{printed}\n```\n")
         drawn = folder / name / "figure.png"

@@ -167,22 +167,28 @@ def test_a_stream_of_batches_is_the_fit_on_arrays():
     assert stream.best_epoch == arrays.best_epoch
 
 
-def test_a_stream_that_does_not_end():
+def test_a_stream_that_does_not_end_is_read_one_batch_ahead():
+    read = []
+
     def endless():
         while True:
-            yield from batches(np.arange(ROWS))
+            for batch in batches(np.arange(ROWS)):
+                read.append(batch)
+                yield batch
 
     result = fit(linear, start(), endless(), loss=mse, optimizer=OPTIMIZER, epochs=3, epoch_steps=5)
     assert int(result.state.step) == 15
+    assert len(read) == 16
     assert len(result.history["loss"]) == 3
 
 
-def test_arrays_in_a_file(tmp_path):
+@pytest.mark.parametrize("batch_size", [16, 10])  # of which 50 rows are no multiple, and a multiple
+def test_arrays_in_a_file(tmp_path, batch_size):
     x, target = data()
     for name, values in (("x", x), ("target", target)):
         np.save(tmp_path / f"{name}.npy", values)
     mapped = tuple(np.load(tmp_path / f"{name}.npy", mmap_mode="r") for name in ("x", "target"))
-    settings = {"loss": mse, "optimizer": OPTIMIZER, "epochs": 3, "batch_size": 16}
+    settings = {"loss": mse, "optimizer": OPTIMIZER, "epochs": 3, "batch_size": batch_size}
     same(fit(linear, start(), mapped, **settings).params, fit(linear, start(), data(), **settings).params, 1e-5)
 
 

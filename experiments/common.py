@@ -7,6 +7,7 @@ import datetime
 import json
 import platform
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -152,7 +153,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]
         table.add_column(column, justify="left" if number == 0 else "right", min_width=max(map(len, words)))
     for row in shown:
         table.add_row(*row)
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     console.print(title)
     console.print(table)
 

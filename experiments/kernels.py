@@ -9,12 +9,11 @@ finds its threads still spinning); what is reported is the median over the round
 each quarter of the rounds: only what exceeds the largest of these ratios counts as slower. The bandwidth bound is the
 time XLA takes to add two arrays into a third, the traffic of a gradient.
 
-Answer, from runs on two CPU cores that other work shared, so provisional. mse and mae take the time of bare squared
-error, and of optax's; huber takes a quarter to a half of optax's from 2²² on. Eager PyTorch is never ahead there, but
-torch.compile is with huber and smooth_l1 (0.7 to 0.8 times our time at 2²², half at 2²⁴): XLA's CPU reduction runs a
-formula operation by operation. Elementary losses cost 0.9 to 1.5 times bare squared error, but huber, smooth_l1, tukey
-and geman_mcclure 1.6 to 2.0 times at 2²⁰, where all fits the cache; the others at most 4. barron, barron_nll and
-tweedie_deviance cost 0.5 to 1.0 times their bare powers, but 1.4 to 1.9 at 2¹⁰.
+Answer, from two runs on two idle CPU cores. mse and mae take the time of bare squared error, and of optax's; huber
+takes two fifths of optax's from 2²² on. Eager PyTorch is ahead at 2¹⁶, where it takes half the time; torch.compile
+takes 0.7 to 1.0 times our time for huber from 2²⁰ on, for the others as much or more. Elementary losses cost 0.9 to 1.6
+times bare squared error, the others at most 3.3. barron, barron_nll and tweedie_deviance cost 0.5 to 1.0 times their
+bare powers, but 1.3 to 1.4 at 2¹⁰. Over its bar was tukey in one run (1.6 at 2²²), barron_nll in the other (1.4 at 2¹⁰).
 """
 
 from __future__ import annotations

@@ -9,13 +9,13 @@ warm-up, through `fit`, from NumPy arrays to trained parameters; compile time st
 one thread and on all, and the faster counts. The bound is 6 × the FLOPs of the forward products of one
 batch at the best rate, on one thread, of a chain of 32 × 64 × 64 products.
 
-Answer, on two CPU cores, without `torch.compile`: the line 15 times as fast as eager PyTorch (bar 20, not kept: of its
-0.5 ms the 100 steps take a third, and the rest is calling `fit`, which now checks, guards and can do more); the network
-17 times, and 11 times as fast as its best variant (fused AdamW, one thread), at 22 µs a step, 1.8 times the bound.
-Validation, early stopping and a log cost the network 5 %; the line, an epoch of which takes 2 µs, takes 3.6 times as
-long, mostly by the log's line. From a memory-mapped file a network of 2 ms a step takes 1.46 times as long (bar 1.3,
-not kept). A hundred networks by `fit_many`: 38 times as fast as one after another in eager PyTorch, 1.74 times as fast
-on two CPU devices as on one.
+Answer, on two CPU cores: the line 17 times as fast as eager PyTorch (20 in another run; of its 0.6 ms the 100 steps
+take a third, the rest is calling `fit`); the network 18 times, and 12 times as fast as its best variant (fused AdamW,
+one thread), at 26 µs a step, 1.9 times the bound. Validation, early stopping and a log cost the network 3 %; the line,
+an epoch of which takes 2 µs, takes 3.9 times as long, mostly by the log's line. From a memory-mapped file a network of
+1.5 ms a step takes 1.34 times as long: each step is then dispatched by itself, which takes time from the cores that
+compute. A hundred networks by `fit_many`: 42 times as fast as one after another in eager PyTorch, 1.8 times as fast on
+two CPU devices as on one.
 """
 
 from __future__ import annotations

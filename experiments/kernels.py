@@ -13,7 +13,7 @@ Answer, from two runs on two idle CPU cores. mse and mae take the time of bare s
 takes two fifths of optax's from 2²² on. Eager PyTorch is ahead at 2¹⁶, where it takes half the time; torch.compile
 takes 0.7 to 1.0 times our time for huber from 2²⁰ on, for the others as much or more. Elementary losses cost 0.9 to 1.6
 times bare squared error, the others at most 3.3. barron, barron_nll and tweedie_deviance cost 0.5 to 1.0 times their
-bare powers, but 1.3 to 1.4 at 2¹⁰. Over its bar was tukey in one run (1.6 at 2²²), barron_nll in the other (1.4 at 2¹⁰).
+bare powers, but 1.3 to 1.4 at 2¹⁰. Over its bar was tukey in one run (1.6 at 2²²), in the other barron_nll (1.4, 2¹⁰).
 """
 
 from __future__ import annotations

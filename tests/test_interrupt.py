@@ -12,9 +12,11 @@ HEARD = (signal.SIGTERM, signal.SIGINT)
 
 @pytest.fixture(autouse=True)
 def _handlers_are_given_back():
+    started = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has background jobs ignore it
     before = [signal.getsignal(number) for number in HEARD]
     yield
     assert [signal.getsignal(number) for number in HEARD] == before
+    signal.signal(signal.SIGINT, started)
 
 
 @pytest.mark.parametrize("number", HEARD)

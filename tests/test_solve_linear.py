@@ -471,3 +471,37 @@ def test_many_rows_by_way_of_few_are_as_good_as_all_at_once(case, monkeypatch):
     if "round" not in more:  # else many coefficients are as good
         np.testing.assert_allclose(few.coef, whole.coef, rtol=1e-8)
         np.testing.assert_allclose(slope, slope_of_all, atol=1e-8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_row_that_the_sample_lacks(dtype):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(6000, 2))
+    y = rng.poisson(np.exp(0.5 * x[:, 0] + 0.2 * x[:, 1] + 1)).astype(dtype)
+    x[17, 0] = 1000.0  # under the coefficients of all others the mean of this row is e^500
+    fit = solve_linear(x.astype(dtype), y, poisson_deviance)
+    assert fit.coef.dtype == dtype
+    np.testing.assert_allclose(fit.objective, 11140.598445, rtol=1e-6)
+    np.testing.assert_allclose(fit.coef, [0.00122908, 0.1790249], rtol=1e-3)
+    bad = y + 50 * (rng.random(6000) < 0.35)
+    rare = np.column_stack([x[:, 1], np.arange(6000) % 1500 == 7]).astype(dtype)  # 4 rows
+    robust = solve_linear(rare, (x[:, 1] + bad - y + 0.1 * rng.normal(size=6000)).astype(dtype), tukey)
+    np.testing.assert_allclose([robust.coef[0], robust.intercept], [1, 0], atol=0.02)
+    assert solve_linear(x.astype(dtype), y, mae).converged
+
+
+@pytest.mark.slow
+def test_a_wild_row_without_weight_has_finite_derivatives():
+    rng = np.random.default_rng(0)
+    x, y, weights = rng.normal(size=(30, 1)), rng.poisson(2, 30) + 1.0, np.ones(30)
+    weights[0] = 0
+
+    def told(x, y):
+        fit = solve_linear(x, y, poisson_deviance, weights=weights)
+        return jnp.sum(fit.coef) + fit.objective
+
+    tame, wild = x.copy(), x.copy()
+    wild[0] = 1e30
+    for one, other in zip(jax.grad(told, (0, 1))(wild, y), jax.grad(told, (0, 1))(tame, y), strict=True):
+        np.testing.assert_allclose(one[1:], other[1:], rtol=1e-9)

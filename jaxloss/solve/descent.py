@@ -40,9 +40,10 @@ def _solve(matrix: Array, right: Array) -> Array:
 
 
 def gradient_share(gradient: Array, length: Array) -> Array:
-    """The largest entry of the gradient beside the length of what it sums; 0 for a perfect fit."""
+    """The largest entry of the gradient beside the length of what it sums; 0 for a perfect fit, inf on overflow."""
     largest = jnp.max(jnp.abs(gradient))
-    return jnp.where(largest == 0, 0, largest / jnp.where(length == 0, 1, length))
+    share = jnp.where(largest == 0, 0, largest / jnp.where(length == 0, 1, length))
+    return jnp.where(jnp.isfinite(length), share, jnp.inf)
 
 
 def graduated(term: Term, eta: Array, target: Array, weights: Array, unit: Array) -> Array:
@@ -124,7 +125,7 @@ def descend(term: Term, design: Design, target: Array, weights: Array, phi: Arra
         gradient, length, share = pulled(phi, eta, scale)
         still = moved & (jnp.max(jnp.abs(size * move)) <= 4 * eps * jnp.max(jnp.abs(phi)))
         noise = jnp.sqrt(jnp.sum(jnp.square(jnp.where(absent, 0, weights * bend * eta))))
-        solved = jnp.max(jnp.abs(gradient)) <= 4 * eps * (length + noise)
+        solved = gradient_share(gradient, length + noise) <= 4 * eps
         close = share <= eps**0.75
         rounding = close & (share > 0.5 * state.share)  # what is left no longer shrinks
         stuck = ~moved & (state.blend >= 1)

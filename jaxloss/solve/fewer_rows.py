@@ -8,7 +8,7 @@ section 5: preprocessing). Else once more from there, and at last with every row
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,14 +26,14 @@ ROUNDS = 5
 """The sample, and how often its neighbourhood is solved anew."""
 
 
-def sample(present: Array, size: int) -> tuple[Array, Array]:
+def sample(present: Array, size: int, dtype: Any) -> tuple[Array, Array]:
     """One row from each of so many stretches of as many present rows, at random: rows may come in any order.
 
     Also the share of the present rows that this is.
     """
-    passed = jnp.cumsum(present.astype(float))
+    passed = jnp.cumsum(present.astype(dtype))
     places = (np.arange(size) + np.random.default_rng(0).uniform(size=size)) / size
-    return jnp.searchsorted(passed, jnp.asarray(places, passed.dtype) * passed[-1]), size / jnp.maximum(passed[-1], 1)
+    return jnp.searchsorted(passed, jnp.asarray(places, dtype) * passed[-1]), size / jnp.maximum(passed[-1], 1)
 
 
 class _State(NamedTuple):
@@ -52,7 +52,7 @@ def solve_piecewise_linear(design: Design, rows: Bounded, tolerance: float) -> D
         return interior_point(design, rows, tolerance)
     present = rows.high > rows.low
     length = jnp.linalg.norm(design.rows, axis=1)
-    first, share = sample(present, few)
+    first, share = sample(present, few, design.rows.dtype)
 
     def round(state: _State) -> _State:
         early, phi = state.round == 0, state.dual.phi

@@ -18,7 +18,7 @@ from jaxloss.contract import ABOVE_MINUS_ONE, POSITIVE, loss_name, shown, unboun
 from jaxloss.lift import traits
 from jaxloss.losses.residual import mse
 from jaxloss.solve.descent import descend, regress
-from jaxloss.solve.design import Design, matmul, summed, with_design
+from jaxloss.solve.design import Design, matmul, summed, unless, with_design
 from jaxloss.solve.fewer_rows import sample, solve_piecewise_linear
 from jaxloss.solve.fit import LinearFit
 from jaxloss.solve.implicit import implicitly, valued
@@ -166,33 +166,56 @@ def _solve_in_basis(
 
 def _start(minimise: Any, term: Term, design: Design, target: Array, weights: Array, kind: Kind) -> Array:
     """Coordinates to start from: those of a sample, if there are many rows."""
-    many = len(target) > START_ROWS and (kind is Kind.REDESCENDING or not term.residual)
-    if many:
-        term, design, target, weights = _sample(term, design, target, weights)
+    if len(target) <= START_ROWS or (kind is Kind.CONVEX and term.residual):
+        return _first(term, design, target, weights, kind, 0.0)
+    part = _sample(term, design, target, weights)
+    phi = _first(*part, kind, 1e-4)
     if kind is Kind.REDESCENDING:
-        bounded = Bounded(target, -weights, weights)
-        return interior_point(design._replace(penalty=0 * design.penalty), bounded, 1e-3).phi
-    if term.residual:
-        phi = regress(design, target, weights)
-    else:  # the logarithm of means halfway between each target and that of all
-        total = jnp.maximum(jnp.sum(weights), jnp.finfo(weights.dtype).tiny)
-        middle = 0.5 * (target + jnp.sum(weights * target) / total)
-        positive = traits(term.loss).pred is POSITIVE
-        inside = jnp.finfo(target.dtype).eps
-        start = jnp.log(jnp.maximum(middle, inside)) if positive else jnp.log1p(jnp.maximum(middle, -0.5))
-        phi = regress(design, start, (weights > 0).astype(target.dtype))
-    if not many:
         return phi
-    # A little ridge holds what the sample says nothing of.
-    bend = jnp.sum(weights * term.majorant(matmul(design.rows, phi), target)) / len(target)
-    little = 1e-3 * bend * jnp.mean(jnp.sum(design.rows * design.rows, axis=0))
-    design = design._replace(penalty=design.penalty + little * jnp.eye(len(phi), dtype=phi.dtype))
-    return minimise(term, design, target, weights, phi)[0]
+    few, basis, targets, heavy = part
+    bend = jnp.sum(heavy * few.majorant(matmul(basis.rows, phi), targets)) / len(targets)
+    basis = _with_ridge(basis, 1e-3 * bend * jnp.mean(jnp.sum(basis.rows * basis.rows, axis=0)))
+    phi = minimise(few, basis, targets, heavy, phi)[0]
+
+    def total(eta: Array) -> Array:
+        return jnp.sum(jnp.where(weights == 0, 0, weights * term.value(eta, target)))
+
+    # It is absurd if it is worse than a constant: the sample can lack the one row that matters.
+    mean = jnp.sum(weights * target) / jnp.maximum(jnp.sum(weights), jnp.finfo(weights.dtype).tiny)
+    fine = total(matmul(design.rows, phi)) <= total(_linked(term, jnp.broadcast_to(mean, target.shape)))
+    return unless(fine, phi, lambda bad: _first(term, design, target, weights * bad, kind, 0.0))
+
+
+def _first(term: Term, design: Design, target: Array, weights: Array, kind: Kind, ridge: float) -> Array:
+    """From regression; for a loss that is not convex from least absolute deviations.
+
+    ridge: a little of it holds, in a sample, the directions of which it says nothing.
+    """
+    if not term.residual:  # the logarithm of means halfway between each target and that of all
+        mean = jnp.sum(weights * target) / jnp.maximum(jnp.sum(weights), jnp.finfo(weights.dtype).tiny)
+        return regress(design, _linked(term, 0.5 * (target + mean)), (weights > 0).astype(target.dtype))
+    phi = regress(design, target, weights)
+    if kind is Kind.CONVEX:
+        return phi
+    size = jnp.sum(weights * jnp.abs(matmul(design.rows, phi) - target))
+    held = _with_ridge(design._replace(penalty=0 * design.penalty), ridge * size / jnp.maximum(phi @ phi, 1e-30))
+    return interior_point(held, Bounded(target, -weights, weights), 1e-3).phi
+
+
+def _linked(term: Term, mean: Array) -> Array:
+    """The linear predictor of a mean, kept inside the link's domain."""
+    if traits(term.loss).pred is POSITIVE:
+        return jnp.log(jnp.maximum(mean, jnp.finfo(mean.dtype).eps))
+    return jnp.log1p(jnp.maximum(mean, -0.5))
+
+
+def _with_ridge(design: Design, size: Array) -> Design:
+    return design._replace(penalty=design.penalty + size * jnp.eye(len(design.active), dtype=design.penalty.dtype))
 
 
 def _sample(term: Term, design: Design, target: Array, weights: Array) -> tuple[Term, Design, Array, Array]:
     """So many of the present rows, and their share of the ridge."""
-    chosen, share = sample(weights > 0, START_ROWS)
+    chosen, share = sample(weights > 0, START_ROWS, target.dtype)
     settings = {name: value[chosen] if value.ndim else value for name, value in term.settings.items()}
     design = design._replace(rows=design.rows[chosen], penalty=share * design.penalty)
     return term._replace(settings=settings), design, target[chosen], weights[chosen]
@@ -228,7 +251,8 @@ def _with_derivatives(
         return pred + params[slopes] if intercept else pred
 
     def objective_of(params: Array, shift: Array, scale: Array, rows: Rows) -> Array:
-        losses = Term(loss, rows.settings).value(predictor(params, rows.x, shift), rows.target, scale)
+        term = Term(loss, rows.settings)
+        losses = term.value(_calm(term, predictor(params, rows.x, shift), rows), rows.target, scale)
         total = jnp.sum(jnp.where(rows.weights == 0, 0, rows.weights * losses))
         return total + 0.5 * rows.l2 * jnp.sum(params[:slopes] * params[:slopes])
 
@@ -249,7 +273,7 @@ def _with_derivatives(
     def equations(change: Array) -> Array:
         moved = change[:count]
         params = solution.params + matmul(solution.back, moved)
-        eta = predictor(params, x, solution.shift)
+        eta = _calm(term, predictor(params, x, solution.shift), rows)
         if dual is not None:
             return gradient(params, _pulls_of_dual(term, eta, target, weights, dual)) + idle * moved
         if not scaled:
@@ -270,6 +294,14 @@ def _with_derivatives(
         constant = constant + change_of_params[-1] - matmul(solution.shift, change_of_params[:-1])
     good = solution.converged & jnp.isfinite(objective) & (jnp.sum(weights) > 0)
     return LinearFit(coef, constant, scale, objective, solution.iterations, good, solution.rank, gap, Partial(loss))
+
+
+def _calm(term: Term, eta: Array, rows: Rows) -> Array:
+    """0 where a row without weight is so far off that its slope overflows: 0·inf would be a derivative of NaN."""
+    if term.residual:
+        return eta
+    far = (rows.weights == 0) & ~jnp.isfinite(term.curvature(eta, rows.target) * eta)
+    return jnp.where(lax.stop_gradient(far), 0, eta)
 
 
 def _pulls_of_dual(term: Term, eta: Array, target: Array, weights: Array, dual: Dual) -> Array:

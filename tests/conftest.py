@@ -1,5 +1,7 @@
 """A hostile configuration for the whole suite; warnings are errors already, in pyproject.toml."""
 
+from pathlib import Path
+
 import hypothesis
 import jax
 import numpy as np
@@ -9,6 +11,15 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 hypothesis.settings.register_profile("suite", deadline=None, max_examples=12, derandomize=True, database=None)
 hypothesis.settings.load_profile("suite")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _room_for_programs():
+    """A compiled program takes some 20 memory maps. Linux allows a process 65,530; beyond them XLA crashes."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 25_000:
+        jax.clear_caches()
 
 
 @pytest.fixture(autouse=True)

@@ -22,7 +22,17 @@ import pytest
 from support import ROOT
 
 from jaxloss import Standardizer, huber
-from jaxloss.train import Batch, CheckpointError, Checkpoints, Interruption, TrainState, make_step, storage, supervised
+from jaxloss.train import (
+    Batch,
+    CheckpointError,
+    Checkpoints,
+    Interruption,
+    TrainState,
+    checkpoint,
+    make_step,
+    storage,
+    supervised,
+)
 
 OPTIMIZER = optax.chain(optax.clip(1.0), optax.adamw(1e-3))
 RANDOM = np.random.default_rng(0)
@@ -607,6 +617,22 @@ def test_killed_at_any_moment_the_last_save_is_whole(tmp_path):
         leftovers += len(unfinished)
         assert len(unfinished) <= 2, "the next save clears away what is left"
     assert leftovers >= 5, "most kills were to interrupt a save"
+
+
+def test_a_checkpoint_that_another_run_removes_meanwhile_is_not_damaged(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2):
+        checkpoints.save(step, {"step": jnp.asarray(step)})
+    read = checkpoint.read_arrays
+
+    def removed(folder, content):
+        if folder.name == "step_2":
+            shutil.rmtree(folder)
+        return read(folder, content)
+
+    monkeypatch.setattr(checkpoint, "read_arrays", removed)
+    assert checkpoints.restore({"step": jnp.asarray(0)})[0] == 1
+    assert not checkpoints.damaged
 
 
 @pytest.mark.slow

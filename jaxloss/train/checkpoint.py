@@ -145,6 +145,8 @@ class Checkpoints:
             if not problem:
                 self._last = candidate
                 return candidate, tree
+            if step is None and json.loads(gathered(json.dumps(not self._at(candidate).exists()))[0]):
+                return self.restore(like)  # it is not damaged: another run has gone on meanwhile, and removed it
             problems[candidate] = self.damaged[candidate] = problem
             if len(problems) < len(steps):
                 told = f"checkpoint {self._at(candidate)} is damaged and passed over: {problem}"

@@ -185,7 +185,7 @@ def test_an_optimizer_is_told_the_objective_over_the_whole_batch(problem, kind, 
     assert model_state is None or int(state.model_state) == parts
 
 
-@pytest.mark.parametrize("parts", [1, 4])
+@pytest.mark.parametrize("parts", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_optimizers_that_ask_for_the_loss_are_as_by_hand(problem, parts):
     params, batch = problem
     contrib = optax.contrib

@@ -69,7 +69,8 @@ def centred(x: Array, root: Array, ridge: Array, intercept: bool) -> tuple[Centr
     total, more = jnp.sum(root * root), (0, int(intercept))
     shift = jnp.zeros(slopes, x.dtype)
     if intercept:
-        shift = summed(root * root, x) / jnp.where(total > 0, total, 1)
+        # One number wherever it is used: else a compiler may work it out anew there, and round it otherwise.
+        shift = lax.optimization_barrier(summed(root * root, x) / jnp.where(total > 0, total, 1))
     rows = jnp.pad(x - shift[None], ((0, 0), more), constant_values=1)
     rows = jnp.where(root[:, None] > 0, rows, 0)
     weighted = root[:, None] * rows

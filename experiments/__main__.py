@@ -119,7 +119,7 @@ def main(words: list[str]) -> int:
 
         module = importlib.import_module(f"experiments.{name}")
     except ModuleNotFoundError as missing:
-        raise SystemExit(f"{name}: needs {missing.name}: pip install -e '.[experiments]'") from None
+        raise SystemExit(f"{name}: needs {missing.name}: pip install -e '.[test]'") from None
     config = parse(name, module, rest)
     try:
         folder = common.run_folder(name, config.out)

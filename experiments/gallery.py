@@ -92,6 +92,9 @@ def _run_one(name: str, tiny: bool, folder: Path) -> None:
     except common.UserError as error:  # such as data that are not here
         print(f"left out: {error}", file=printed)
         result = {"left_out": str(error)}
+    except ModuleNotFoundError as missing:  # such as those of the tests
+        print(f"left out: it needs {missing.name}: pip install -e '.[test]'", file=printed)
+        result = {"left_out": f"needs {missing.name}"}
     except (Exception, SystemExit) as error:
         traceback.print_exc(file=printed)
         result = {"error": f"{type(error).__name__}: {error}"}

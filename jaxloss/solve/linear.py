@@ -197,8 +197,8 @@ def _first(term: Term, design: Design, target: Array, weights: Array, kind: Kind
     phi = regress(design, target, weights)
     if kind is Kind.CONVEX:
         return phi
-    size = jnp.sum(weights * jnp.abs(matmul(design.rows, phi) - target))
-    held = _with_ridge(design._replace(penalty=0 * design.penalty), ridge * size / jnp.maximum(phi @ phi, 1e-30))
+    size, large = jnp.sum(weights * jnp.abs(matmul(design.rows, phi) - target)), phi @ phi + jnp.sum(target * target)
+    held = _with_ridge(design._replace(penalty=0 * design.penalty), ridge * size / jnp.where(large > 0, large, 1))
     return interior_point(held, Bounded(target, -weights, weights), 1e-3).phi
 
 
@@ -297,7 +297,7 @@ def _with_derivatives(
 
 
 def _calm(term: Term, eta: Array, rows: Rows) -> Array:
-    """0 where a row without weight is so far off that its slope overflows: 0·inf would be a derivative of NaN."""
+    """0 where a row without weight is so far off that its slope overflows: 0·inf would make derivatives NaN."""
     if term.residual:
         return eta
     far = (rows.weights == 0) & ~jnp.isfinite(term.curvature(eta, rows.target) * eta)

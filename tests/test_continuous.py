@@ -15,7 +15,7 @@ from mpmath import erfc, exp, expm1, log, log1p, loggamma, mpf, pi, psi, sqrt
 from test_families import made
 
 import jaxloss
-from jaxloss.likelihood import special
+from jaxloss.numerics import gamma
 
 pytestmark = pytest.mark.slow  # every gradient compiles a loop; the table of families has the fast checks
 
@@ -47,12 +47,12 @@ def shape_and_distance(random):
 
 
 SPECIAL = [
-    (special.stirling_correction, lambda a: loggamma(a) - ((a - 0.5) * log(a) - a + log(2 * pi) / 2), shapes),
-    (special.half_step_correction, lambda a: loggamma(a + 0.5) - loggamma(a) - log(a) / 2, shapes),
-    (special.exp_excess, lambda x: expm1(x) - x, anywhere),
-    (special.log_difference, lambda x, log_y: log(x) - log_y, close_logarithms),
-    (special.log_complement, lambda x: log1p(-exp(x)), below_zero),
-    (special.student_fall, lambda df, z: (df + 1) / 2 * log1p(z * z / df), shape_and_distance),
+    (gamma.stirling_correction, lambda a: loggamma(a) - ((a - 0.5) * log(a) - a + log(2 * pi) / 2), shapes),
+    (gamma.half_step_correction, lambda a: loggamma(a + 0.5) - loggamma(a) - log(a) / 2, shapes),
+    (gamma.exp_excess, lambda x: expm1(x) - x, anywhere),
+    (gamma.log_difference, lambda x, log_y: log(x) - log_y, close_logarithms),
+    (gamma.log_complement, lambda x: log1p(-exp(x)), below_zero),
+    (gamma.student_fall, lambda df, z: (df + 1) / 2 * log1p(z * z / df), shape_and_distance),
 ]
 
 

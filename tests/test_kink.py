@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from support import close
 
-from jaxloss import kink
+from jaxloss.numerics import kink
 
 POINTS = np.float32([-2.0, -1e-30, 0.0, 1e-30, 2.0])
 CASES = {

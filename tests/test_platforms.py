@@ -18,19 +18,19 @@ import jaxloss
 
 # Module or folder of jaxloss, and what it may import of jaxloss.
 ARROWS = {
-    "kink": set(),
+    "numerics": {"numerics"},
     "composite": {"reduce", "contract"},
     "reduce": {"contract"},
     "scaling": {"contract"},
     "contract": set(),
     "derivatives": set(),
     "lift": {"derivatives", "reduce", "contract"},
-    "losses": {"losses", "lift", "kink", "contract"},
-    "likelihood": {"likelihood", "lift", "kink", "contract", "losses", "reduce"},
-    "metrics": {"metrics", "reduce", "kink", "contract"},
+    "losses": {"losses", "lift", "numerics", "contract"},
+    "likelihood": {"likelihood", "lift", "numerics", "contract", "losses", "reduce"},
+    "metrics": {"metrics", "reduce", "numerics", "contract"},
     "diagnostics": {"diagnostics", "metrics", "contract"},
     "plots": {"plots", "likelihood", "lift", "contract"},
-    "solve": {"solve", "lift", "reduce", "kink", "contract", "losses"},
+    "solve": {"solve", "lift", "reduce", "numerics", "contract", "losses"},
     "train": {"train", "reduce", "contract", "likelihood"},
 }
 ALL_REDUCE = r"= [^=]*? all-reduce(?:-start)?\("

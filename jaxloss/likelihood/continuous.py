@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import log_ndtr, ndtr, ndtri
 
-from jaxloss import kink
 from jaxloss.contract import POSITIVE, REAL
 from jaxloss.likelihood.constant import quantiles
 from jaxloss.likelihood.distribution import Distribution, family, positive, raw_of_positive
-from jaxloss.likelihood.special import half_step_correction, log_complement, student_fall
 from jaxloss.likelihood.tails import student_log_peak, student_tails
+from jaxloss.numerics import kink
+from jaxloss.numerics.gamma import half_step_correction, log_complement, student_fall
 
 __all__ = ["Laplace", "Normal", "StudentT"]
 

@@ -29,6 +29,7 @@ from jaxloss.contract import (
     to_dtype,
 )
 from jaxloss.likelihood.constant import best_constant, moments
+from jaxloss.numerics.order import bisect, float_of_rank, rank_of_float
 
 __all__ = ["Distribution", "bounded", "family", "positive", "raw_of_bounded", "raw_of_positive"]
 
@@ -271,23 +272,9 @@ def solve_quantile(dist: Distribution, level: Array) -> Array:
     info = jnp.finfo(level.dtype)
     # Where the cdf steps, a level that is a cdf is to give its value back, whatever either was rounded to.
     reached = level * (1 - 16 * info.eps) if dist.discrete else level
-    integer = jnp.int64 if info.bits == 64 else jnp.int32
-
-    def as_float(order: Array) -> Array:
-        bits = jnp.where(order < 0, jnp.iinfo(integer).min - order, order)
-        number = lax.bitcast_convert_type(bits, level.dtype)
-        return jnp.where(jnp.abs(number) < info.tiny, 0, number)  # to XLA it is that already
-
-    top = int(np.asarray(info.max).view(np.int64 if info.bits == 64 else np.int32))
-
-    def halve(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = ends
-        middle = (low & high) + ((low ^ high) >> 1)
-        enough = frozen._cdf(as_float(middle)) >= reached
-        return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
-
-    ends = jnp.full_like(level, -top - 1, integer), jnp.full_like(level, top, integer)
-    quantile = as_float(lax.fori_loop(0, info.bits, halve, ends)[1])
+    top = rank_of_float(jnp.full_like(level, info.max))
+    _, least = bisect(lambda rank: frozen._cdf(float_of_rank(rank, level.dtype)) >= reached, -top - 1, top)
+    quantile = float_of_rank(least, level.dtype)
     inside = (level > 0) & (level < 1)
     quantile = jnp.where(inside, quantile, jnp.where(level == 0, -jnp.inf, jnp.where(level == 1, jnp.inf, jnp.nan)))
     if dist.discrete:

@@ -7,9 +7,9 @@ from typing import Any, ClassVar, Self
 import jax
 import jax.numpy as jnp
 
-from jaxloss import kink
 from jaxloss.contract import ShapeError
 from jaxloss.likelihood.distribution import Distribution, family
+from jaxloss.numerics import kink
 
 __all__ = ["Ensemble", "distance"]
 

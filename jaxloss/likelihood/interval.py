@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxloss import kink
 from jaxloss.contract import OPEN_UNIT, ShapeError, is_host_value
 from jaxloss.lift import pointwise
 from jaxloss.likelihood.distribution import family
+from jaxloss.numerics import kink
 
 __all__ = ["Interval", "interval_score", "ordered"]
 

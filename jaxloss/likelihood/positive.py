@@ -16,9 +16,9 @@ from jax.scipy.special import erf, log_ndtr, ndtr, ndtri
 from jaxloss.contract import POSITIVE, REAL, is_host_value
 from jaxloss.likelihood.continuous import SCALE_FLOOR
 from jaxloss.likelihood.distribution import Distribution, bounded, family, positive, raw_of_bounded, raw_of_positive
-from jaxloss.likelihood.special import exp_excess, half_step_correction, log_difference
 from jaxloss.likelihood.tails import gamma_log_peak, gamma_tails
-from jaxloss.losses.special import with_partials
+from jaxloss.numerics.gamma import exp_excess, half_step_correction, log_difference
+from jaxloss.numerics.partials import with_partials
 
 __all__ = ["Gamma", "LogNormal"]
 

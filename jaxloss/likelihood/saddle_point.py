@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxloss.likelihood.special import exp_excess, log_complement, log_difference, stirling_correction
 from jaxloss.likelihood.tails import gamma_tails, log_integral
-from jaxloss.losses.special import with_partials
+from jaxloss.numerics.gamma import exp_excess, log_complement, log_difference, stirling_correction
+from jaxloss.numerics.partials import with_partials
 
 __all__ = ["excess", "negative_binomial_log_mass", "negative_binomial_tails", "poisson_log_mass", "poisson_tails"]
 

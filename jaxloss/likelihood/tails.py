@@ -15,14 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxloss.likelihood.special import (
+from jaxloss.numerics.gamma import (
     exp_excess,
     half_step_correction,
     log_complement,
     stirling_correction,
     student_fall,
 )
-from jaxloss.losses.special import with_partials
+from jaxloss.numerics.partials import with_partials
 
 __all__ = ["gamma_log_peak", "gamma_tails", "log_integral", "student_log_peak", "student_tails"]
 

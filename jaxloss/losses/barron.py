@@ -5,7 +5,7 @@ With x = (r/scale)², β = 2 − α, z = x/β and u = log(1 + z), and the weight
 
     value (β/α)·(exp(½αu) − 1)        slope r/scale²·w        curvature w/scale²·(1 − β·z/(1 + z))
 
-The exponents reach 170 before these leave float32, so u is a pair (`jaxloss.losses.special`), and each power is the
+The exponents reach 170 before these leave float32, so u is a pair (`jaxloss.numerics.pairs`), and each power is the
 square of its root. Near α = 0 the value is ½βu·exprel(½αu). What depends on the settings alone costs nothing.
 """
 
@@ -17,21 +17,9 @@ import numpy as np
 
 from jaxloss.contract import POSITIVE, Domain
 from jaxloss.lift import Traits, pointwise
-from jaxloss.losses.special import (
-    Pair,
-    exp_difference,
-    exp_sum,
-    exprel,
-    exprel_near,
-    inverse,
-    inverse_root,
-    log_pair,
-    product,
-    split,
-    sum_of,
-    times,
-    with_partials,
-)
+from jaxloss.numerics.pairs import Pair, exp_sum, inverse, inverse_root, log_pair, product, split, times, two_sum
+from jaxloss.numerics.partials import with_partials
+from jaxloss.numerics.series import exp_difference, exprel, exprel_near
 
 __all__ = ["barron", "barron_nll"]
 
@@ -75,8 +63,8 @@ def _log(residual: Array, alpha: Array, scale: Array) -> tuple[Pair, Array]:
     octaves = info.maxexp * 3 // 5
     far = jnp.abs(residual * factor[0]) > 2.0 ** (info.maxexp // 3)
     high, low = product(split(jnp.where(far, residual * 2.0**-octaves, residual)), factor)
-    z, z_low = sum_of(high * high, low * (2 * high + low))
-    total, lost = sum_of(jnp.where(far, 0, jnp.ones_like(residual)), z)
+    z, z_low = two_sum(high * high, low * (2 * high + low))
+    total, lost = two_sum(jnp.where(far, 0, jnp.ones_like(residual)), z)
     return log_pair(total, lost + z_low, jnp.where(far, 2.0 * octaves, 0 * residual)), z / total
 
 

@@ -18,17 +18,8 @@ import numpy as np
 
 from jaxloss.contract import NONNEGATIVE, POSITIVE, Domain
 from jaxloss.lift import Traits, pointwise
-from jaxloss.losses.special import (
-    Pair,
-    atanh_tail,
-    exp_difference,
-    exp_sum,
-    exprel_near,
-    log_pair,
-    split,
-    sum_of,
-    times,
-)
+from jaxloss.numerics.pairs import Pair, exp_sum, log_pair, split, times, two_sum
+from jaxloss.numerics.series import atanh_tail, exp_difference, exprel_near
 
 __all__ = ["gamma_deviance", "poisson_deviance", "tweedie_deviance"]
 
@@ -139,7 +130,7 @@ def _power(first: tuple[Pair, Array], *others: tuple[Pair, Array]) -> Array:
     main, rest = times(split(first[1]), first[0])
     for log_base, exponent in others:
         more, low = times(split(exponent), log_base)
-        main, lost = sum_of(main, more)
+        main, lost = two_sum(main, more)
         rest = rest + (lost + low)
     power = exp_sum(main, rest)
     return jnp.minimum(power, jnp.finfo(power.dtype).max)

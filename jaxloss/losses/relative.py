@@ -9,9 +9,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jaxloss import kink
 from jaxloss.contract import ABOVE_MINUS_ONE, POSITIVE
 from jaxloss.lift import Traits, pointwise
+from jaxloss.numerics import kink
 
 __all__ = ["mape", "msle", "smape"]
 

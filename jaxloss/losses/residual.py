@@ -11,9 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxloss import kink
 from jaxloss.contract import NONNEGATIVE, POSITIVE
 from jaxloss.lift import Traits, pointwise
+from jaxloss.numerics import kink
 
 __all__ = [
     "epsilon_insensitive",

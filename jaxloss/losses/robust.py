@@ -16,7 +16,8 @@ import jax.numpy as jnp
 
 from jaxloss.contract import POSITIVE
 from jaxloss.lift import Traits, pointwise
-from jaxloss.losses.special import atanh_tail, exp_sum, quotient
+from jaxloss.numerics.pairs import exp_sum, quotient
+from jaxloss.numerics.series import atanh_tail
 
 __all__ = ["cauchy", "fair", "geman_mcclure", "tukey", "welsch"]
 

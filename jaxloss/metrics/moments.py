@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxloss.metrics.compensated import Compensated, add, exact, total, two_sum
+from jaxloss.numerics.pairs import two_sum
+from jaxloss.numerics.sums import Compensated, add, exact, total
 
 __all__ = ["FOURTHS", "PRODUCTS", "THIRDS", "VARIABLES", "Moments", "central", "combine", "moment"]
 
@@ -67,7 +68,7 @@ def central(sums: jax.Array, weight: jax.Array, centre: dict[str, jax.Array]) ->
     thirds = thirds - third(products)
     fourths = fourths - fourth(products, thirds)
     centres = jnp.stack([centre[name] for name in VARIABLES])
-    return Moments(two_sum(centres, gap), exact(products), exact(thirds), exact(fourths))
+    return Moments(Compensated(*two_sum(centres, gap)), exact(products), exact(thirds), exact(fourths))
 
 
 def combine(moments: Moments, weight: jax.Array) -> Moments:

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxloss.metrics.compensated import Compensated, add, exact, whole
 from jaxloss.metrics.histogram import BINS, bin_of
 from jaxloss.metrics.moments import FOURTHS, PRODUCTS, THIRDS, VARIABLES, Moments, central
 from jaxloss.metrics.worst import Worst, keep, no_rows
+from jaxloss.numerics.sums import Compensated, add, exact, whole
 
 __all__ = ["SUMS", "Entries", "Piece", "one_pass"]
 

@@ -18,11 +18,11 @@ from jax import lax
 from jaxloss.contract import ShapeError, prepare
 from jaxloss.metrics import moments as moment_sums
 from jaxloss.metrics import worst as worst_rows
-from jaxloss.metrics.compensated import Compensated, total
 from jaxloss.metrics.moments import VARIABLES, Moments
 from jaxloss.metrics.one_pass import SUMS, Entries, Piece, one_pass
 from jaxloss.metrics.summary import summarize
 from jaxloss.metrics.worst import Worst
+from jaxloss.numerics.sums import Compensated, total
 
 __all__ = ["ResidualStats"]
 

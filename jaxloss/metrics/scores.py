@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxloss import kink
 from jaxloss.contract import NONNEGATIVE, check_loss, check_settings, loss_name, prepare, to_dtype, unbound
 from jaxloss.metrics.group import Group, pooled
+from jaxloss.numerics import kink
 from jaxloss.reduce import Axis, check_reduction, hide, total_weight
 
 __all__ = ["bias", "d2", "explained_variance", "max_error", "median_absolute_error", "pearson", "r2", "rmse"]

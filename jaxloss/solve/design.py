@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
 
-from jaxloss.losses.special import sum_of
+from jaxloss.numerics.order import power_of_two
+from jaxloss.numerics.pairs import two_sum
 
 __all__ = [
     "Centred",
@@ -52,13 +53,6 @@ class Centred(NamedTuple):
     scale: Array
 
 
-def power_of_two(x: Array) -> Array:
-    """The largest power of two at most x, for normal x > 0; dividing by it is exact."""
-    info = jnp.finfo(x.dtype)
-    bits = lax.bitcast_convert_type(x, jnp.int32 if info.bits == 32 else jnp.int64)
-    return lax.bitcast_convert_type((bits >> info.nmant) << info.nmant, x.dtype)
-
-
 def centred(x: Array, root: Array, ridge: Array, intercept: bool) -> tuple[Centred, Array]:
     """x, of shape (n, d), and the Gram matrix of its scaled rows under `root`, with the ridge.
 
@@ -91,7 +85,7 @@ def exactly(x: Array, columns: Centred) -> tuple[Centred, Array]:
     Once more, because a compiler may work out the shift anew wherever it is used, and round it otherwise.
     """
     shift = jnp.broadcast_to(-columns.shift[None], x.shape)
-    high, low = (jnp.where(columns.rows[:, : x.shape[1]] == 0, 0, part) for part in sum_of(x, shift))
+    high, low = (jnp.where(columns.rows[:, : x.shape[1]] == 0, 0, part) for part in two_sum(x, shift))
     rest = columns.rows[:, x.shape[1] :]
     rows, low = jnp.concatenate([high, rest], axis=1), jnp.concatenate([low, 0 * rest], axis=1)
     return columns._replace(rows=rows), low

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxloss.numerics.order import smallest
 from jaxloss.solve.descent import regress
 from jaxloss.solve.design import Design, matmul, summed, unless
 from jaxloss.solve.interior_point import Bounded, Dual, Rest, interior_point
@@ -57,7 +58,8 @@ def solve_piecewise_linear(design: Design, rows: Bounded, tolerance: float) -> D
     def round(state: _State) -> _State:
         early, phi = state.round == 0, state.dual.phi
         residual = matmul(design.rows, phi) - rows.target
-        near = present & _smallest(jnp.where(present, jnp.abs(residual) / length, jnp.inf), few)
+        away = jnp.where(present, jnp.abs(residual) / length, jnp.inf)
+        near = present & smallest(away, few)
         chosen = jnp.searchsorted(jnp.cumsum(near), jnp.arange(1, few + 1))  # the first place that is none is `total`
         chosen = jnp.where(early, first, chosen)
         side = jnp.where(near | early, 0, jnp.where(residual > 0, rows.high, rows.low))
@@ -89,18 +91,3 @@ def solve_piecewise_linear(design: Design, rows: Bounded, tolerance: float) -> D
         state.dual._replace(y=y, give=give),
         lambda bad: interior_point(design, rows._replace(target=rows.target * bad), tolerance),
     )
-
-
-def _smallest(sizes: Array, few: int) -> Array:
-    """Which non-negative sizes are the smallest, at most so many and nearly as many; their bits are in their order."""
-    integer = jnp.int32 if sizes.dtype == jnp.float32 else jnp.int64
-    bits = lax.bitcast_convert_type(sizes, integer)
-
-    def narrower(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = ends
-        middle = low + (high - low) // 2
-        fits = jnp.sum(bits <= middle) <= few
-        return jnp.where(fits, middle, low), jnp.where(fits, high, middle)
-
-    top = lax.bitcast_convert_type(jnp.asarray(jnp.inf, sizes.dtype), integer)
-    return bits <= lax.fori_loop(0, 26, narrower, (jnp.asarray(-1, integer), top))[0]

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxloss.losses.special import split, sum_of, times
+from jaxloss.numerics.pairs import Pair, add, multiply
 from jaxloss.solve.design import (
     Centred,
     Factors,
@@ -30,7 +30,6 @@ from jaxloss.solve.design import (
 __all__ = ["Solution", "least_squares"]
 
 Array = jax.Array
-Pair = tuple[Array, Array]
 SWEEPS = 20
 BLOCK = 512
 
@@ -125,7 +124,7 @@ def _refine(
         share = moved / jnp.maximum(jnp.max(jnp.abs((params[0] + step) / columns.scale)), jnp.finfo(eps.dtype).tiny)
         done = (number > 0) & ((share <= 1e-7 * eps) | (share > 0.5 * last))
         worse = (number > 0) & (share > 0.5 * last)
-        moved = _added(params, (step, 0 * step))
+        moved = add(params, (step, 0 * step))
         params = jax.tree.map(lambda old, new: jnp.where(worse, old, new), params, moved)
         return params, residual, share, jnp.where(worse, last, share), done, number + 1
 
@@ -143,20 +142,9 @@ def _unshifted(params: Pair, columns: Centred, intercept: bool) -> Array:
     """The intercept of the columns before the shift, added up in pairs: it can be the small rest of large numbers."""
     if not intercept:
         return jnp.zeros((), params[0].dtype)
-    terms = _multiplied((-columns.shift, 0 * columns.shift), (params[0][:-1], params[1][:-1]))
-    total, _ = lax.scan(lambda total, term: (_added(total, term), None), (params[0][-1], params[1][-1]), terms)
+    terms = multiply((-columns.shift, 0 * columns.shift), (params[0][:-1], params[1][:-1]))
+    total, _ = lax.scan(lambda total, term: (add(total, term), None), (params[0][-1], params[1][-1]), terms)
     return total[0] + total[1]
-
-
-def _multiplied(one: Pair, other: Pair) -> Pair:
-    """The product of two unevaluated sums, to twice the precision."""
-    high, low = times(split(one[0]), split(other[0]))
-    return sum_of(high, low + (one[0] * other[1] + one[1] * other[0]))
-
-
-def _added(one: Pair, other: Pair) -> Pair:
-    high, error = sum_of(one[0], other[0])
-    return sum_of(high, error + (one[1] + other[1]))
 
 
 def _left_over(columns: Pair, target: Array, params: Pair, root: Array, residual: Array) -> Array:
@@ -164,16 +152,16 @@ def _left_over(columns: Pair, target: Array, params: Pair, root: Array, residual
 
     def less(total: Pair, column: tuple[Array, ...]) -> tuple[Pair, None]:
         high, low, param, rest = column
-        return _added(total, _multiplied((high, low), (0 * high - param, 0 * high - rest))), None
+        return add(total, multiply((high, low), (0 * high - param, 0 * high - rest))), None
 
     error, _ = lax.scan(less, (target, jnp.zeros_like(target)), (*columns, *params))
-    error = _added(_multiplied(error, (root, 0 * root)), (-residual, 0 * residual))
+    error = add(multiply(error, (root, 0 * root)), (-residual, 0 * residual))
     return error[0] + error[1]
 
 
 def _gradient(columns: Pair, root: Array, residual: Array) -> Array:
     """The products of the columns with root·residual, added up in pairs: BLOCK sums side by side, then those."""
-    weighted = _multiplied((root, 0 * root), (residual, 0 * residual))
+    weighted = multiply((root, 0 * root), (residual, 0 * residual))
     number = -(-len(root) // BLOCK)
 
     def blocks(values: Array) -> Array:
@@ -183,12 +171,12 @@ def _gradient(columns: Pair, root: Array, residual: Array) -> Array:
     def plus(total: Pair, block: tuple[Array, ...]) -> tuple[Pair, None]:
         high, low, first, second = block
         first, second = (jnp.broadcast_to(part, high.shape) for part in (first, second))
-        return _added(total, _multiplied((high, low), (first, second))), None
+        return add(total, multiply((high, low), (first, second))), None
 
     zero = jnp.zeros((len(columns[0]), BLOCK), root.dtype)
     parts = tuple(blocks(values) for values in (*columns, *weighted))
     total, _ = lax.scan(plus, (zero, zero), parts)
     while total[0].shape[1] > 1:
         (high, low), half = total, total[0].shape[1] // 2
-        total = _added((high[:, :half], low[:, :half]), (high[:, half:], low[:, half:]))
+        total = add((high[:, :half], low[:, :half]), (high[:, half:], low[:, half:]))
     return (total[0] + total[1])[:, 0]

@@ -17,13 +17,14 @@ from jax.tree_util import Partial
 from jaxloss.contract import ABOVE_MINUS_ONE, POSITIVE, loss_name, shown, unbound
 from jaxloss.lift import traits
 from jaxloss.losses.residual import mse
+from jaxloss.numerics.order import median_places
 from jaxloss.solve.descent import descend, regress
 from jaxloss.solve.design import Design, matmul, summed, unless, with_design
 from jaxloss.solve.fewer_rows import sample, solve_piecewise_linear
 from jaxloss.solve.fit import LinearFit
 from jaxloss.solve.implicit import implicitly, valued
 from jaxloss.solve.interior_point import Bounded, Dual, interior_point
-from jaxloss.solve.joint_scale import descend_with_scale, median_rows, scale_of
+from jaxloss.solve.joint_scale import descend_with_scale, scale_of
 from jaxloss.solve.least_squares import Solution, least_squares
 from jaxloss.solve.rows import Rows, by_column, checked, is_concrete
 from jaxloss.solve.term import Kind, Term, has_dead_zone, kind_of
@@ -266,7 +267,7 @@ def _with_derivatives(
     rows_of_median = (jnp.asarray(0), jnp.asarray(0))
     if scaled:
         start = predictor(solution.params, x, solution.shift)
-        rows_of_median = median_rows(jnp.abs(lax.stop_gradient(start - target)), lax.stop_gradient(weights))
+        rows_of_median = median_places(jnp.abs(lax.stop_gradient(start - target)), lax.stop_gradient(weights))
         if kind_of(loss) is Kind.QUADRATIC:
             scale = lax.stop_gradient(scale_of(start - target, rows_of_median))
 

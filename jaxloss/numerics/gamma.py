@@ -12,7 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxloss.losses.special import atanh_tail, quotient, with_partials
+from jaxloss.numerics.pairs import quotient
+from jaxloss.numerics.partials import with_partials
+from jaxloss.numerics.series import atanh_tail, polynomial, terms_for
 
 __all__ = [
     "exp_excess",
@@ -38,10 +40,7 @@ def _series(a: Array, first: int, coefficients: list[float]) -> Array:
     """Σₖ coefficientₖ·a^−(first + 2k)."""
     inverse = 1 / a
     square = inverse * inverse
-    total = jnp.full_like(a, coefficients[-1])
-    for coefficient in reversed(coefficients[:-1]):
-        total = total * square + coefficient
-    return total * inverse**first
+    return polynomial(square, coefficients) * inverse**first
 
 
 def _numbered(count: int) -> list[tuple[int, float]]:
@@ -117,9 +116,7 @@ def _exp_excess(x: Array) -> Array:
     """eˣ − 1 − x."""
     near = jnp.abs(x) < 1
     small, large = jnp.where(near, x, 0), jnp.where(near, 1, x)
-    series = jnp.zeros_like(x)
-    for k in reversed(range(10 if jnp.finfo(x.dtype).bits <= 32 else 18)):
-        series = series * small + 1 / math.factorial(k + 2)
+    series = polynomial(small, [1 / math.factorial(k + 2) for k in range(terms_for(x, 10, 18))])
     return jnp.where(near, small * small * series, jnp.expm1(large) - large)
 
 

@@ -7,25 +7,18 @@ least magnitude, so that a perfect fit is a stationary point. It is implemented 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
+
+from jaxloss.numerics.partials import with_partials
 
 __all__ = ["absolute", "positive_part", "root"]
 
 
-def _with_slope(function: Callable, slope: Callable) -> Callable[[ArrayLike], jax.Array]:
-    wired = jax.custom_jvp(function)
-    wired.defjvp(lambda primals, tangents: (wired(*primals), slope(*primals) * tangents[0]))
-    return wired
-
-
-absolute = _with_slope(jnp.abs, jnp.sign)
+absolute = with_partials(jnp.abs, jnp.sign)
 absolute.__doc__ = "|x|, with slope sign(x): 0 at x = 0, the least of the subgradients [−1, 1]."
 
-positive_part = _with_slope(lambda x: jnp.maximum(x, 0), lambda x: jnp.maximum(jnp.sign(x), 0))
+positive_part = with_partials(lambda x: jnp.maximum(x, 0), lambda x: jnp.maximum(jnp.sign(x), 0))
 positive_part.__doc__ = "max(x, 0), with slope 1 for x > 0, else 0: at x = 0 the least of the subgradients [0, 1]."
 
 
@@ -34,5 +27,5 @@ def _root_slope(x: jax.Array) -> jax.Array:
     return jnp.where(at_zero, jnp.zeros_like(x), 0.5 / jnp.sqrt(jnp.where(at_zero, jnp.ones_like(x), x)))
 
 
-root = _with_slope(jnp.sqrt, _root_slope)
+root = with_partials(jnp.sqrt, _root_slope)
 root.__doc__ = "√x for x ≥ 0, with slope 1/(2√x), and 0 at x = 0, where the textbook slope is infinite."

@@ -11,7 +11,9 @@ import numpy as np
 from jax import lax
 from jax.core import Tracer
 
-__all__ = ["Compensated", "add", "exact", "total", "two_sum", "whole"]
+from jaxloss.numerics.pairs import two_sum
+
+__all__ = ["Compensated", "add", "exact", "total", "whole"]
 
 
 class Compensated(NamedTuple):
@@ -26,13 +28,6 @@ class Compensated(NamedTuple):
         if isinstance(self.high, Tracer):
             return self.high + self.low
         return np.asarray(self.high, np.float64) + np.asarray(self.low, np.float64)
-
-
-def two_sum(left: Any, right: Any) -> Compensated:
-    """left + right and its rounding error (Knuth)."""
-    high = left + right
-    part = high - left
-    return Compensated(high, (left - (high - part)) + (right - part))
 
 
 def add(left: Compensated, right: Compensated) -> Compensated:

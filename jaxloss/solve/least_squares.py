@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxloss.losses.special import split, sum_of, times
+from jaxloss.losses.special import sum_of
+from jaxloss.solve.certificate import Pair, added, multiplied
 from jaxloss.solve.design import (
     Centred,
     Factors,
@@ -27,10 +28,9 @@ from jaxloss.solve.design import (
     unless,
 )
 
-__all__ = ["Solution", "least_squares"]
+__all__ = ["Solution", "least_squares", "unshifted"]
 
 Array = jax.Array
-Pair = tuple[Array, Array]
 SWEEPS = 20
 BLOCK = 512
 
@@ -51,17 +51,18 @@ class Solution(NamedTuple):
     rank: Array
 
 
-def least_squares(x: Array, target: Array, weights: Array, l2: Array, intercept: bool) -> Solution:
-    """The minimiser of ½Σw(x·coef + intercept − target)² + ½·l2·‖coef‖²."""
+def least_squares(x: Array, target: Array, middle: Array, weights: Array, l2: Array, intercept: bool) -> Solution:
+    """The minimiser of ½Σw(x·coef + intercept − target)² + ½·l2·‖coef‖², with `middle` taken off the target."""
     slopes = x.shape[1]
     root, ridge = jnp.sqrt(weights), jnp.sqrt(l2)
     size = ridge * (jnp.arange(slopes + intercept) < slopes)  # of the ridge, by column
+    aim = sum_of(target, jnp.broadcast_to(-middle, target.shape))
 
     def refined(bad: Array | bool) -> tuple[Array, ...]:
         columns, _ = centred(x, root * bad, ridge, intercept)
         exact, low = exactly(x, columns)
         factors = factors_of(columns, root, ridge, slopes)
-        found, sweeps, good = _refine(exact, low, factors, target, root, size)
+        found, sweeps, good = _refine(exact, low, factors, aim, root, size)
         # The part of the parameters that makes no difference to the fit is what `back` leaves out.
         least = matmul(factors.back, factors.values * matmul(factors.right.T, found[0] / columns.scale))
         whole = jnp.all(factors.active)
@@ -69,7 +70,7 @@ def least_squares(x: Array, target: Array, weights: Array, l2: Array, intercept:
         rest = jnp.where(whole, found[1], 0)
         return (
             params,
-            _unshifted((params, rest), columns, intercept),
+            unshifted((params, rest), columns.shift, middle) if intercept else middle,
             factors.back,
             columns.shift,
             sweeps,
@@ -90,10 +91,10 @@ def least_squares(x: Array, target: Array, weights: Array, l2: Array, intercept:
             )
             params = jnp.zeros(len(gram), gram.dtype)
             for _ in range(2):
-                error = (target - matmul(columns.rows, params)) * weights
+                error = (aim[0] - matmul(columns.rows, params)) * weights
                 params = params + matmul(back, matmul(back.T, summed(error, columns.rows) - size * size * params))
             good = jnp.all(jnp.isfinite(params))
-            constant = _unshifted((params, 0 * params), columns, intercept)
+            constant = unshifted((params, 0 * params), columns.shift, middle) if intercept else middle
             return params, constant, back, columns.shift, jnp.asarray(1), good, jnp.asarray(len(gram))
 
         found = unless(far_from_dependent(spectrum), cheap(), refined)
@@ -103,10 +104,10 @@ def least_squares(x: Array, target: Array, weights: Array, l2: Array, intercept:
 
 
 def _refine(
-    columns: Centred, low: Array, factors: Factors, target: Array, root: Array, size: Array
+    columns: Centred, low: Array, factors: Factors, target: Pair, root: Array, size: Array
 ) -> tuple[Pair, Array, Array]:
     """Solve residual + A·y = b, Aᵀ·residual = 0, with what is left of both found in twice the precision."""
-    eps, count, rows = jnp.finfo(target.dtype).eps, len(columns.scale), len(target)
+    eps, count, rows = jnp.finfo(root.dtype).eps, len(columns.scale), len(root)
     slopes = len(factors.rows) - rows
     pairs = columns.rows.T, low.T
 
@@ -125,55 +126,43 @@ def _refine(
         share = moved / jnp.maximum(jnp.max(jnp.abs((params[0] + step) / columns.scale)), jnp.finfo(eps.dtype).tiny)
         done = (number > 0) & ((share <= 1e-7 * eps) | (share > 0.5 * last))
         worse = (number > 0) & (share > 0.5 * last)
-        moved = _added(params, (step, 0 * step))
+        moved = added(params, (step, 0 * step))
         params = jax.tree.map(lambda old, new: jnp.where(worse, old, new), params, moved)
         return params, residual, share, jnp.where(worse, last, share), done, number + 1
 
     def going(state: tuple[Any, ...]) -> Array:
         return ~state[4] & (state[5] < SWEEPS)
 
-    big = jnp.asarray(jnp.inf, target.dtype)
-    zero = jnp.zeros(count, target.dtype)
-    start = ((zero, zero), jnp.zeros(len(factors.rows), target.dtype), big, big, False, 0)
+    big = jnp.asarray(jnp.inf, root.dtype)
+    zero = jnp.zeros(count, root.dtype)
+    start = ((zero, zero), jnp.zeros(len(factors.rows), root.dtype), big, big, False, 0)
     params, _, _, share, _, number = lax.while_loop(going, sweep, start)
     return params, number, jnp.all(jnp.isfinite(params[0])) & (share < jnp.sqrt(eps))
 
 
-def _unshifted(params: Pair, columns: Centred, intercept: bool) -> Array:
-    """The intercept of the columns before the shift, added up in pairs: it can be the small rest of large numbers."""
-    if not intercept:
-        return jnp.zeros((), params[0].dtype)
-    terms = _multiplied((-columns.shift, 0 * columns.shift), (params[0][:-1], params[1][:-1]))
-    total, _ = lax.scan(lambda total, term: (_added(total, term), None), (params[0][-1], params[1][-1]), terms)
+def unshifted(params: Pair, shift: Array, middle: Array) -> Array:
+    """The intercept of columns and target as they were, added in pairs: it can be the small rest of large numbers."""
+    terms = multiplied((-shift, 0 * shift), (params[0][:-1], params[1][:-1]))
+    start = added((params[0][-1], params[1][-1]), (middle, 0 * middle))
+    total, _ = lax.scan(lambda total, term: (added(total, term), None), start, terms)
     return total[0] + total[1]
 
 
-def _multiplied(one: Pair, other: Pair) -> Pair:
-    """The product of two unevaluated sums, to twice the precision."""
-    high, low = times(split(one[0]), split(other[0]))
-    return sum_of(high, low + (one[0] * other[1] + one[1] * other[0]))
-
-
-def _added(one: Pair, other: Pair) -> Pair:
-    high, error = sum_of(one[0], other[0])
-    return sum_of(high, error + (one[1] + other[1]))
-
-
-def _left_over(columns: Pair, target: Array, params: Pair, root: Array, residual: Array) -> Array:
+def _left_over(columns: Pair, target: Pair, params: Pair, root: Array, residual: Array) -> Array:
     """root·(target − prediction) − residual."""
 
     def less(total: Pair, column: tuple[Array, ...]) -> tuple[Pair, None]:
         high, low, param, rest = column
-        return _added(total, _multiplied((high, low), (0 * high - param, 0 * high - rest))), None
+        return added(total, multiplied((high, low), (0 * high - param, 0 * high - rest))), None
 
-    error, _ = lax.scan(less, (target, jnp.zeros_like(target)), (*columns, *params))
-    error = _added(_multiplied(error, (root, 0 * root)), (-residual, 0 * residual))
+    error, _ = lax.scan(less, target, (*columns, *params))
+    error = added(multiplied(error, (root, 0 * root)), (-residual, 0 * residual))
     return error[0] + error[1]
 
 
 def _gradient(columns: Pair, root: Array, residual: Array) -> Array:
     """The products of the columns with root·residual, added up in pairs: BLOCK sums side by side, then those."""
-    weighted = _multiplied((root, 0 * root), (residual, 0 * residual))
+    weighted = multiplied((root, 0 * root), (residual, 0 * residual))
     number = -(-len(root) // BLOCK)
 
     def blocks(values: Array) -> Array:
@@ -183,12 +172,12 @@ def _gradient(columns: Pair, root: Array, residual: Array) -> Array:
     def plus(total: Pair, block: tuple[Array, ...]) -> tuple[Pair, None]:
         high, low, first, second = block
         first, second = (jnp.broadcast_to(part, high.shape) for part in (first, second))
-        return _added(total, _multiplied((high, low), (first, second))), None
+        return added(total, multiplied((high, low), (first, second))), None
 
     zero = jnp.zeros((len(columns[0]), BLOCK), root.dtype)
     parts = tuple(blocks(values) for values in (*columns, *weighted))
     total, _ = lax.scan(plus, (zero, zero), parts)
     while total[0].shape[1] > 1:
         (high, low), half = total, total[0].shape[1] // 2
-        total = _added((high[:, :half], low[:, :half]), (high[:, half:], low[:, half:]))
+        total = added((high[:, :half], low[:, :half]), (high[:, half:], low[:, half:]))
     return (total[0] + total[1])[:, 0]

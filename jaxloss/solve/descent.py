@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxloss.solve.certificate import INDEPENDENT, inverse_of, lengths, rounding_of, settled
 from jaxloss.solve.design import Design, hessian, matmul, summed, unless
 from jaxloss.solve.term import Term
 
@@ -64,9 +65,9 @@ class _State(NamedTuple):
     share: Array
     blend: Array
     scale: Array
+    matrix: Array
     number: Array
     done: Array
-    good: Array
 
 
 def descend(term: Term, design: Design, target: Array, weights: Array, phi: Array) -> tuple[Array, ...]:
@@ -79,11 +80,11 @@ def descend(term: Term, design: Design, target: Array, weights: Array, phi: Arra
             jnp.sum(jnp.where(absent, 0, weights * term.value(eta, target, scale))) + 0.5 * phi @ design.penalty @ phi
         )
 
-    def pulled(phi: Array, eta: Array, scale: Array) -> tuple[Array, Array, Array]:
-        """The gradient, the length of what it sums, and its share of that."""
+    def pulled(phi: Array, eta: Array, scale: Array) -> tuple[Array, Array]:
+        """The gradient, and its share of the length of what it sums."""
         pulls = jnp.where(absent, 0, weights * term.slope(eta, target, scale))
-        gradient, length = summed(pulls, design.rows) + design.penalty @ phi, jnp.sqrt(jnp.sum(pulls * pulls))
-        return gradient, length, gradient_share(gradient, length)
+        gradient = summed(pulls, design.rows) + design.penalty @ phi
+        return gradient, gradient_share(gradient, jnp.sqrt(jnp.sum(pulls * pulls)))
 
     def step(state: _State) -> _State:
         phi, eta, scale = state.phi, state.eta, state.scale
@@ -122,21 +123,17 @@ def descend(term: Term, design: Design, target: Array, weights: Array, phi: Arra
         scale = jnp.where(whole, jnp.maximum(0.5 * scale, 1), scale)
         value = jnp.where(moved, value, state.value)
         value = unless(final, value, lambda bad: total(phi, eta * bad, scale))
-        gradient, length, share = pulled(phi, eta, scale)
-        still = moved & (jnp.max(jnp.abs(size * move)) <= 4 * eps * jnp.max(jnp.abs(phi)))
-        noise = jnp.sqrt(jnp.sum(jnp.square(jnp.where(absent, 0, weights * bend * eta))))
-        solved = gradient_share(gradient, length + noise) <= 4 * eps
-        close = share <= eps**0.75
-        rounding = close & (share > 0.5 * state.share)  # what is left no longer shrinks
+        gradient, share = pulled(phi, eta, scale)
+        still = whole & (jnp.max(jnp.abs(move)) <= 4 * eps * jnp.max(jnp.abs(phi)))
+        rounding = (share <= eps**0.75) & (share > 0.5 * state.share)  # what is left no longer shrinks
         stuck = ~moved & (state.blend >= 1)
         blend = jnp.where(
             whole,
             jnp.where(state.blend > 0.02, 0.25 * state.blend, 0),
             jnp.minimum(jnp.maximum(4 * state.blend, 0.1), 1),
         )
-        done = final & ((still & whole) | solved | rounding | stuck)
-        good = final & (still | solved | close)
-        return _State(phi, eta, value, gradient, share, blend, scale, state.number + 1, done, good)
+        done = final & (still | rounding | stuck)
+        return _State(phi, eta, value, gradient, share, blend, scale, matrix, state.number + 1, done)
 
     def going(state: _State) -> Array:
         return ~state.done & (state.number < STEPS)
@@ -144,18 +141,32 @@ def descend(term: Term, design: Design, target: Array, weights: Array, phi: Arra
     eta, one = matmul(design.rows, phi), jnp.ones((), target.dtype)
     scale = graduated(term, eta, target, weights, one) if term.residual else one
     blend = jnp.asarray(0 if term.convex else 1, target.dtype)
-    gradient, _, share = pulled(phi, eta, scale)
-    start = _State(
-        phi,
-        eta,
-        total(phi, eta, scale),
-        gradient,
-        share,
-        blend,
-        scale,
-        jnp.asarray(0),
-        jnp.asarray(False),
-        jnp.asarray(False),
-    )
+    value, matrix = total(phi, eta, scale), design.penalty
+    start = _State(phi, eta, value, *pulled(phi, eta, scale), blend, scale, matrix, jnp.asarray(0), jnp.asarray(False))
     state = lax.while_loop(going, step, start)
-    return state.phi, one, state.number, state.good
+    good = certified(
+        term, design, target, weights, state.phi, state.eta, state.matrix, state.gradient, state.value, one
+    )
+    return state.phi, one, state.number, state.value, state.done & good
+
+
+def certified(
+    term: Term,
+    design: Design,
+    target: Array,
+    weights: Array,
+    phi: Array,
+    eta: Array,
+    matrix: Array,
+    gradient: Array,
+    value: Array,
+    scale: Array,
+) -> Array:
+    """Whether these coordinates, with their linear predictor, the Hessian and the gradient, are settled."""
+    absent = weights == 0
+    pulls = jnp.where(absent, 0, weights * term.slope(eta, target, scale))
+    bend = jnp.where(absent, 0, weights * term.curvature(eta, target, scale))
+    pulls, rounding = lengths(design.rows, pulls, rounding_of(term, eta, target, bend))
+    _, inverse, independence = inverse_of(matrix)
+    good, _ = settled(design.back, inverse, gradient, rounding, pulls, matmul(design.back, phi), value)
+    return good & (independence > INDEPENDENT)

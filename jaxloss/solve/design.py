@@ -59,19 +59,21 @@ def centred(x: Array, root: Array, ridge: Array, intercept: bool) -> tuple[Centr
     Rows whose `root` (of the weight) is 0 become 0. ridge is that of the columns, by which they are scaled too.
     Without the shift a column of years, or the powers of one, would lose digits before any arithmetic is done.
     """
-    slopes, eps = x.shape[1], jnp.finfo(x.dtype).eps
+    slopes = x.shape[1]
     total, more = jnp.sum(root * root), (0, int(intercept))
     shift = jnp.zeros(slopes, x.dtype)
     if intercept:
+        # From the first present row on, so that the mean of a constant column is that constant to the last bit.
+        first = x[jnp.argmax(root > 0)]
+        mean = jnp.sum((x - first[None]) * (root * root)[:, None], axis=0) / jnp.where(total > 0, total, 1)
         # One number wherever it is used: else a compiler may work it out anew there, and round it otherwise.
-        shift = lax.optimization_barrier(summed(root * root, x) / jnp.where(total > 0, total, 1))
+        shift = lax.optimization_barrier(first + mean)
     rows = jnp.pad(x - shift[None], ((0, 0), more), constant_values=1)
     rows = jnp.where(root[:, None] > 0, rows, 0)
     weighted = root[:, None] * rows
     gram = matmul(weighted.T, weighted)
     square = jnp.diagonal(gram)
-    offset = jnp.pad(total * shift * shift, more)
-    kept = square > jnp.square(8 * eps) * (square + offset)  # a constant column is its mean, up to rounding
+    kept = square > 0  # else the column is constant
     penalty = jnp.pad(jnp.full(slopes, ridge * ridge), more)
     gram = jnp.where(kept[:, None] & kept[None], gram, 0) + jnp.diag(penalty)
     square = jnp.diagonal(gram)

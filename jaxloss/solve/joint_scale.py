@@ -13,21 +13,15 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxloss.numerics.order import median_places
-from jaxloss.solve.descent import gradient_share, graduated
+from jaxloss.solve.descent import certified, gradient_share, graduated
 from jaxloss.solve.design import Design, hessian, matmul, summed
+from jaxloss.solve.median import NORMAL_MEDIAN, scale_of
 from jaxloss.solve.term import Term
 
-__all__ = ["NORMAL_MEDIAN", "descend_with_scale", "scale_of"]
+__all__ = ["descend_with_scale"]
 
 Array = jax.Array
-NORMAL_MEDIAN = 0.674489750196
 STEPS = 200
-
-
-def scale_of(residual: Array, rows: tuple[Array, Array]) -> Array:
-    """median|r|/0.6745, for the rows of the median."""
-    lower, upper = rows
-    return (jnp.abs(residual[lower]) + jnp.abs(residual[upper])) * (0.5 / NORMAL_MEDIAN)
 
 
 class _State(NamedTuple):
@@ -40,12 +34,9 @@ class _State(NamedTuple):
     gradient: Array
     number: Array
     done: Array
-    good: Array
 
 
-def descend_with_scale(
-    term: Term, design: Design, target: Array, weights: Array, phi: Array
-) -> tuple[Array, Array, Array, Array]:
+def descend_with_scale(term: Term, design: Design, target: Array, weights: Array, phi: Array) -> tuple[Array, ...]:
     """Coordinates and scale at the joint solution reached from `phi`, the steps taken, and whether it is one."""
     eps = jnp.finfo(target.dtype).eps
     tiny = jnp.finfo(target.dtype).tiny
@@ -89,13 +80,13 @@ def descend_with_scale(
         phi, residual, rows, times, newton, pulls, gradient = jax.tree.map(
             lambda one, other: jnp.where(keep, one, other), new, old
         )
-        perfect = scale_of(residual, rows) <= 64 * eps * jnp.max(jnp.abs(target) * (weights > 0))
-        good = still | solved | (final & (gradient_share(gradient, jnp.linalg.norm(pulls)) <= eps**0.75))
         rounding = (
             final & (share <= eps**0.75) & (share > 0.5 * gradient_share(state.gradient, jnp.linalg.norm(state.pulls)))
         )
-        done = still | solved | perfect | rounding
-        return _State(phi, residual, rows, times, newton, pulls, gradient, state.number + 1, done, good | perfect)
+        perfect = scale_of(residual, rows) <= 64 * eps * jnp.max(jnp.abs(target) * (weights > 0))
+        return _State(
+            phi, residual, rows, times, newton, pulls, gradient, state.number + 1, still | solved | perfect | rounding
+        )
 
     def going(state: _State) -> Array:
         return ~state.done & (state.number < STEPS)
@@ -104,6 +95,11 @@ def descend_with_scale(
     unit = jnp.maximum(scale_of(residual, rows), tiny)
     times = graduated(term, residual, jnp.zeros_like(target), weights, unit)
     no = jnp.asarray(False)
-    start = _State(phi, residual, rows, times, no, *pulled(phi, residual, rows, times), jnp.asarray(0), no, no)
+    start = _State(phi, residual, rows, times, no, *pulled(phi, residual, rows, times), jnp.asarray(0), no)
     state = lax.while_loop(going, step, start)
-    return state.phi, jnp.maximum(scale_of(state.residual, state.rows), tiny), state.number, state.good
+    scale = jnp.maximum(scale_of(state.residual, state.rows), tiny)
+    eta = state.residual + target
+    matrix = hessian(design, weights * term.curvature(eta, target, scale))
+    value = jnp.sum(weights * term.value(eta, target, scale)) + 0.5 * state.phi @ design.penalty @ state.phi
+    good = certified(term, design, target, weights, state.phi, eta, matrix, state.gradient, value, scale)
+    return state.phi, scale, state.number, value, state.done & good

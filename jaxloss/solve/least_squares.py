@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxloss.numerics.pairs import Pair, add, multiply
+from jaxloss.numerics.pairs import Pair, add, multiply, two_sum
 from jaxloss.solve.design import (
     Centred,
     Factors,
@@ -27,7 +27,7 @@ from jaxloss.solve.design import (
     unless,
 )
 
-__all__ = ["Solution", "least_squares"]
+__all__ = ["Solution", "least_squares", "unshifted"]
 
 Array = jax.Array
 SWEEPS = 20
@@ -50,17 +50,18 @@ class Solution(NamedTuple):
     rank: Array
 
 
-def least_squares(x: Array, target: Array, weights: Array, l2: Array, intercept: bool) -> Solution:
-    """The minimiser of ½Σw(x·coef + intercept − target)² + ½·l2·‖coef‖²."""
+def least_squares(x: Array, target: Array, middle: Array, weights: Array, l2: Array, intercept: bool) -> Solution:
+    """The minimiser of ½Σw(x·coef + intercept − target)² + ½·l2·‖coef‖², with `middle` taken off the target."""
     slopes = x.shape[1]
     root, ridge = jnp.sqrt(weights), jnp.sqrt(l2)
     size = ridge * (jnp.arange(slopes + intercept) < slopes)  # of the ridge, by column
+    aim = two_sum(target, jnp.broadcast_to(-middle, target.shape))
 
     def refined(bad: Array | bool) -> tuple[Array, ...]:
         columns, _ = centred(x, root * bad, ridge, intercept)
         exact, low = exactly(x, columns)
         factors = factors_of(columns, root, ridge, slopes)
-        found, sweeps, good = _refine(exact, low, factors, target, root, size)
+        found, sweeps, good = _refine(exact, low, factors, aim, root, size)
         # The part of the parameters that makes no difference to the fit is what `back` leaves out.
         least = matmul(factors.back, factors.values * matmul(factors.right.T, found[0] / columns.scale))
         whole = jnp.all(factors.active)
@@ -68,7 +69,7 @@ def least_squares(x: Array, target: Array, weights: Array, l2: Array, intercept:
         rest = jnp.where(whole, found[1], 0)
         return (
             params,
-            _unshifted((params, rest), columns, intercept),
+            unshifted((params, rest), columns.shift, middle) if intercept else middle,
             factors.back,
             columns.shift,
             sweeps,
@@ -89,10 +90,10 @@ def least_squares(x: Array, target: Array, weights: Array, l2: Array, intercept:
             )
             params = jnp.zeros(len(gram), gram.dtype)
             for _ in range(2):
-                error = (target - matmul(columns.rows, params)) * weights
+                error = (aim[0] - matmul(columns.rows, params)) * weights
                 params = params + matmul(back, matmul(back.T, summed(error, columns.rows) - size * size * params))
             good = jnp.all(jnp.isfinite(params))
-            constant = _unshifted((params, 0 * params), columns, intercept)
+            constant = unshifted((params, 0 * params), columns.shift, middle) if intercept else middle
             return params, constant, back, columns.shift, jnp.asarray(1), good, jnp.asarray(len(gram))
 
         found = unless(far_from_dependent(spectrum), cheap(), refined)
@@ -102,10 +103,10 @@ def least_squares(x: Array, target: Array, weights: Array, l2: Array, intercept:
 
 
 def _refine(
-    columns: Centred, low: Array, factors: Factors, target: Array, root: Array, size: Array
+    columns: Centred, low: Array, factors: Factors, target: Pair, root: Array, size: Array
 ) -> tuple[Pair, Array, Array]:
     """Solve residual + A·y = b, Aᵀ·residual = 0, with what is left of both found in twice the precision."""
-    eps, count, rows = jnp.finfo(target.dtype).eps, len(columns.scale), len(target)
+    eps, count, rows = jnp.finfo(root.dtype).eps, len(columns.scale), len(root)
     slopes = len(factors.rows) - rows
     pairs = columns.rows.T, low.T
 
@@ -131,30 +132,29 @@ def _refine(
     def going(state: tuple[Any, ...]) -> Array:
         return ~state[4] & (state[5] < SWEEPS)
 
-    big = jnp.asarray(jnp.inf, target.dtype)
-    zero = jnp.zeros(count, target.dtype)
-    start = ((zero, zero), jnp.zeros(len(factors.rows), target.dtype), big, big, False, 0)
+    big = jnp.asarray(jnp.inf, root.dtype)
+    zero = jnp.zeros(count, root.dtype)
+    start = ((zero, zero), jnp.zeros(len(factors.rows), root.dtype), big, big, False, 0)
     params, _, _, share, _, number = lax.while_loop(going, sweep, start)
     return params, number, jnp.all(jnp.isfinite(params[0])) & (share < jnp.sqrt(eps))
 
 
-def _unshifted(params: Pair, columns: Centred, intercept: bool) -> Array:
-    """The intercept of the columns before the shift, added up in pairs: it can be the small rest of large numbers."""
-    if not intercept:
-        return jnp.zeros((), params[0].dtype)
-    terms = multiply((-columns.shift, 0 * columns.shift), (params[0][:-1], params[1][:-1]))
-    total, _ = lax.scan(lambda total, term: (add(total, term), None), (params[0][-1], params[1][-1]), terms)
+def unshifted(params: Pair, shift: Array, middle: Array) -> Array:
+    """The intercept of columns and target as they were, added in pairs: it can be the small rest of large numbers."""
+    terms = multiply((-shift, 0 * shift), (params[0][:-1], params[1][:-1]))
+    start = add((params[0][-1], params[1][-1]), (middle, 0 * middle))
+    total, _ = lax.scan(lambda total, term: (add(total, term), None), start, terms)
     return total[0] + total[1]
 
 
-def _left_over(columns: Pair, target: Array, params: Pair, root: Array, residual: Array) -> Array:
+def _left_over(columns: Pair, target: Pair, params: Pair, root: Array, residual: Array) -> Array:
     """root·(target − prediction) − residual."""
 
     def less(total: Pair, column: tuple[Array, ...]) -> tuple[Pair, None]:
         high, low, param, rest = column
         return add(total, multiply((high, low), (0 * high - param, 0 * high - rest))), None
 
-    error, _ = lax.scan(less, (target, jnp.zeros_like(target)), (*columns, *params))
+    error, _ = lax.scan(less, target, (*columns, *params))
     error = add(multiply(error, (root, 0 * root)), (-residual, 0 * residual))
     return error[0] + error[1]
 

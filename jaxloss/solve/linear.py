@@ -18,20 +18,25 @@ from jaxloss.contract import ABOVE_MINUS_ONE, POSITIVE, loss_name, shown, unboun
 from jaxloss.lift import traits
 from jaxloss.losses.residual import mse
 from jaxloss.numerics.order import median_places
+from jaxloss.numerics.pairs import two_sum
+from jaxloss.solve.certificate import polish
 from jaxloss.solve.descent import descend, regress
 from jaxloss.solve.design import Design, matmul, summed, unless, with_design
 from jaxloss.solve.fewer_rows import sample, solve_piecewise_linear
 from jaxloss.solve.fit import LinearFit
 from jaxloss.solve.implicit import implicitly, valued
 from jaxloss.solve.interior_point import Bounded, Dual, interior_point
-from jaxloss.solve.joint_scale import descend_with_scale, scale_of
-from jaxloss.solve.least_squares import Solution, least_squares
+from jaxloss.solve.joint_scale import descend_with_scale
+from jaxloss.solve.least_squares import Solution, least_squares, unshifted
+from jaxloss.solve.median import scale_of
 from jaxloss.solve.rows import Rows, by_column, checked, is_concrete
 from jaxloss.solve.term import Kind, Term, has_dead_zone, kind_of
 
 __all__ = ["solve_linear"]
 
 Array = jax.Array
+MIDDLE_ROWS = 1000
+"""As many rows as the middle of the target is taken from."""
 START_ROWS = 4000
 """As many rows as a start looks at; the fit of a sample is near that of all."""
 
@@ -117,19 +122,54 @@ def _solve(loss: Any, intercept: bool, scaled: bool, rows: Rows) -> LinearFit:
 
 def _solve_one(loss: Any, intercept: bool, scaled: bool, rows: Rows) -> LinearFit:
     """Solve for constants; then give the solution its derivatives."""
-    fixed = lax.stop_gradient(rows)
+    middle = jnp.zeros((), rows.x.dtype)
+    if intercept and traits(loss).residual:
+        middle = lax.stop_gradient(_middle(rows.target, rows.weights))
+    kind, fixed = kind_of(loss), lax.stop_gradient(rows)
     x, target, weights, settings, l2 = fixed
-    if kind_of(loss) is Kind.QUADRATIC:
+    if kind is Kind.QUADRATIC:
         bend = Term(loss, settings).curvature(jnp.zeros_like(target), jnp.zeros_like(target))
-        solution = least_squares(x, target, weights * bend, l2, intercept)
+        solution = least_squares(x, target, middle, weights * bend, l2, intercept)
         ended = _Ended(jnp.ones((), x.dtype), jnp.zeros((), x.dtype))
     else:
+        near = fixed._replace(target=target - middle)
         solve = functools.partial(_solve_in_basis, loss, scaled)
-        (phi, steps, good, ended), design = with_design(solve, intercept)(x, weights, l2, target, settings)
-        params = matmul(design.back, phi)
-        constant = params[-1] - matmul(design.shift, params[:-1]) if intercept else jnp.zeros((), x.dtype)
+        (phi, steps, good, ended), design = with_design(solve, intercept)(x, weights, l2, near.target, settings)
+        params, rest = matmul(design.back, phi), jnp.zeros(len(phi), x.dtype)
+        if kind is not Kind.LINEAR:
+            found = (params, rest), ended.scale, ended.objective, steps, good
+            found = unless(good, found, lambda bad: _polish(loss, intercept, scaled, near, design, params, bad))
+            (params, rest), scale, objective, more, good = found
+            ended, steps = ended._replace(scale=scale, objective=objective), steps + more
+        constant = unshifted((params, rest), design.shift, middle) if intercept else middle
         solution = Solution(params, constant, design.back, design.shift, steps, good, design.rank)
+    rows = rows._replace(target=rows.target - middle)
     return _with_derivatives(loss, intercept, scaled, rows, solution, ended)
+
+
+def _polish(
+    loss: Any, intercept: bool, scaled: bool, rows: Rows, design: Design, params: Array, bad: Array
+) -> tuple[Any, ...]:
+    """`polish` from these parameters; `bad` is True."""
+    x, target, weights, settings, l2 = rows
+    more = ((0, 0), (0, int(intercept)))
+    x = jnp.where((weights > 0)[:, None] & bad, x, design.shift[None])
+    high, low = two_sum(x, jnp.broadcast_to(-design.shift[None], x.shape))
+    columns = jnp.pad(high, more, constant_values=1), jnp.pad(low, more)
+    ridge = jnp.pad(jnp.full(x.shape[1], l2), more[1])
+    term = Term(loss, settings)
+    found = polish(term, scaled, columns, design.back, design.active, target, weights, ridge, params)
+    return found.params, found.scale, found.value, found.number, found.good
+
+
+def _middle(target: Array, weights: Array) -> Array:
+    """A number in the middle of the present targets: all that is computed of what is left is in units of its spread.
+
+    It is one of the targets, so that nothing is lost on those between its half and its double, and of a sample, as any
+    will do.
+    """
+    chosen, _ = sample(weights > 0, min(len(target), MIDDLE_ROWS), target.dtype)
+    return jnp.sort(target[chosen])[len(chosen) // 2]
 
 
 class _Ended(NamedTuple):
@@ -148,21 +188,19 @@ def _solve_in_basis(
     kind, term = kind_of(loss), Term(loss, settings)
     one, eps = jnp.ones((), target.dtype), float(jnp.finfo(target.dtype).eps)
 
-    def objective(phi: Array, scale: Array) -> Array:
-        losses = term.value(matmul(design.rows, phi), target, scale)
-        return jnp.sum(jnp.where(weights == 0, 0, weights * losses)) + 0.5 * phi @ design.penalty @ phi
-
     if kind is Kind.LINEAR:
         bounded = _bounds(term, target, weights)
         copies = len(bounded.target) // len(target)
         wide = design._replace(rows=jnp.tile(design.rows, (copies, 1)))
         dual = solve_piecewise_linear(wide, bounded, max(2e-11, 16 * eps))
         good = dual.gap <= max(1e-10, 64 * eps)
-        return dual.phi, dual.number, good, _Ended(one, dual.gap, objective(dual.phi, one), dual)
+        losses = term.value(matmul(design.rows, dual.phi), target)
+        value = jnp.sum(jnp.where(weights == 0, 0, weights * losses)) + 0.5 * dual.phi @ design.penalty @ dual.phi
+        return dual.phi, dual.number, good, _Ended(one, dual.gap, value, dual)
     minimise = descend_with_scale if scaled else descend
     phi = _start(minimise, term, design, target, weights, kind)
-    phi, scale, steps, good = minimise(term, design, target, weights, phi)
-    return phi, steps, good, _Ended(scale, 0 * one, objective(phi, scale))
+    phi, scale, steps, value, good = minimise(term, design, target, weights, phi)
+    return phi, steps, good, _Ended(scale, 0 * one, value)
 
 
 def _start(minimise: Any, term: Term, design: Design, target: Array, weights: Array, kind: Kind) -> Array:

@@ -1,0 +1,179 @@
+"""When a fit may say that it is the minimum, and the steps that bring one there which cannot say so yet.
+
+One rule for every method. A fit is settled when the next Newton step would move no parameter by more than its own
+rounding or a sliver of its own standard error, and would lower the objective by no more than its rounding. Both are
+worked out in the Hessian's own metric, so that neither a group of small rows beside large ones nor a column in odd
+units is overlooked.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxloss.numerics.order import median_places
+from jaxloss.numerics.pairs import Pair, add, multiply
+from jaxloss.solve.design import matmul, summed
+from jaxloss.solve.median import NORMAL_MEDIAN, scale_of
+from jaxloss.solve.term import Term
+
+__all__ = ["polish", "rounding_of", "settled"]
+
+Array = jax.Array
+ROUNDINGS = 16.0
+"""How many roundings of itself a parameter, or the objective, may be off."""
+SLIVER = 100.0
+"""How many roundings of its standard error a parameter may be off; a standard error has no more than a few digits."""
+STEPS = 60
+
+
+def settled(
+    back: Array, inverse: Array, gradient: Array, rounding: Array, pulls: Array, params: Array, value: Array
+) -> tuple[Array, Array]:
+    """Whether the next Newton step changes nothing that the type can tell, and the step, of the parameters.
+
+    In coordinates of which `back` makes parameters: the inverse of the Hessian, the gradient, how far rounding may
+    have put it off, and the length of the pulls that it sums. value: the objective.
+    """
+    eps = jnp.finfo(params.dtype).eps
+    to_params = matmul(back, inverse)
+    move = -matmul(to_params, gradient)
+
+    def spread(sizes: Array) -> Array:
+        return jnp.sqrt(matmul(to_params * to_params, sizes * sizes))
+
+    fine = jnp.abs(move) + spread(rounding) <= eps * (ROUNDINGS * jnp.abs(params) + SLIVER * spread(pulls))
+    lower = gradient @ matmul(inverse, gradient) + rounding @ (jnp.diag(inverse) * rounding)
+    return jnp.all(fine) & (lower <= ROUNDINGS * eps * value), move
+
+
+def rounding_of(term: Term, eta: Array, target: Array, bend: Array) -> Array:
+    """What rounding the linear predictor and the target can do to each row's pull, of weighted curvature `bend`."""
+    size = jnp.abs(eta) + (jnp.abs(target) if term.residual else 1)
+    return jnp.finfo(eta.dtype).eps * jnp.abs(bend) * size
+
+
+def lengths(rows: Array, *pulls: Array) -> list[Array]:
+    """√Σ(pull·row)², of each column."""
+    return [jnp.sqrt(jnp.sum(jnp.square(pull[:, None] * rows), axis=0)) for pull in pulls]
+
+
+def inverse_of(matrix: Array) -> tuple[Array, Array, Array]:
+    """A factor F with F·Fᵀ the inverse of a positive definite matrix, the inverse, and the independence of coordinates.
+
+    The last is the least share of a coordinate's own curvature that those before it do not explain.
+
+    The diagonal is scaled to 1, and so little added to it that a matrix of lost digits has a factor, too.
+    """
+    count, eps = len(matrix), jnp.finfo(matrix.dtype).eps
+    size = jnp.diag(matrix)
+    unit = jnp.where(size > 0, 1 / jnp.sqrt(jnp.where(size > 0, size, 1)), 1)
+    lower = jnp.linalg.cholesky(unit[:, None] * matrix * unit[None] + 4 * count * eps * jnp.eye(count, dtype=eps.dtype))
+    whole = lax.linalg.triangular_solve(lower, jnp.eye(count, dtype=eps.dtype), left_side=True, lower=True)
+    factor = unit[:, None] * whole.T
+    return factor, matmul(factor, factor.T), jnp.min(jnp.square(jnp.diag(lower)))
+
+
+INDEPENDENT = 1e-3
+"""The least independence of coordinates of which the own units of each can be seen."""
+
+
+class _State(NamedTuple):
+    params: Pair
+    back: Array
+    scale: Array
+    value: Array
+    number: Array
+    done: Array
+    good: Array
+
+
+class Polished(NamedTuple):
+    """Parameters as an unevaluated sum, the scale and the objective, the steps taken, and whether it is settled."""
+
+    params: Pair
+    scale: Array
+    value: Array
+    number: Array
+    good: Array
+
+
+def polish(
+    term: Term,
+    scaled: bool,
+    columns: Pair,
+    back: Array,
+    active: Array,
+    target: Array,
+    weights: Array,
+    ridge: Array,
+    params: Array,
+) -> Polished:
+    """Newton's method from near the minimum, with residuals in twice the precision.
+
+    Each step makes the basis anew from its own Hessian, in which every coordinate then has its own unit; `back` is
+    where it starts. columns: (n, p) each. ridge: of each parameter.
+    """
+    absent, number = weights == 0, len(params)
+    nought, one = jnp.zeros_like(target), jnp.ones((), target.dtype)
+
+    def step(state: _State) -> _State:
+        whole = jnp.pad(state.back, ((0, 0), (0, 1)))
+        factors = whole.at[:, -1].set(state.params[0]), (0 * whole).at[:, -1].set(state.params[1])
+        start = jnp.zeros((len(target), number + 1), target.dtype).at[:, -1].set(-target if term.residual else 0)
+
+        def more(total: Pair, column: tuple[Pair, Pair]) -> tuple[Pair, None]:
+            left, right = jax.tree.map(lambda part: part[:, None], column[0]), column[1]
+            left, right = ([jnp.broadcast_to(part, total[0].shape) for part in pair] for pair in (left, right))
+            return add(total, multiply(tuple(left), tuple(right))), None
+
+        product, _ = lax.scan(more, (start, 0 * start), (jax.tree.map(jnp.transpose, columns), factors))
+        product = product[0] + product[1]
+        rows, eta, aim = product[:, :-1], product[:, -1], nought if term.residual else target
+        scale, at = one, (0, 0)
+        if scaled:
+            at = median_places(jnp.abs(eta), weights)
+            scale = jnp.maximum(scale_of(eta, at), jnp.finfo(one.dtype).tiny)
+        pulls = jnp.where(absent, 0, weights * term.slope(eta, aim, scale))
+        bend = jnp.where(absent, 0, weights * term.curvature(eta, aim, scale))
+        penalty = matmul(state.back.T, ridge[:, None] * state.back)
+        factor, inverse, _ = inverse_of(matmul((rows * bend[:, None]).T, rows) + penalty + jnp.diag(1.0 * ~active))
+        if scaled:  # the gradient moves with the scale, and that with the coordinates
+            by_scale = summed(pulls - bend * eta, rows) / scale
+            by_phi = sum(jnp.sign(eta[row]) * rows[row] for row in at) * (0.5 / NORMAL_MEDIAN)
+            left, right = matmul(inverse, by_scale), by_phi @ inverse
+            inverse = inverse - left[:, None] * right[None] / (1 + by_phi @ left)
+        gradient = summed(pulls, rows) + matmul(state.back.T, ridge * state.params[0])
+        value = jnp.sum(jnp.where(absent, 0, weights * term.value(eta, aim, scale)))
+        value = value + 0.5 * jnp.sum(ridge * jnp.square(state.params[0]))
+        unseen = rounding_of(term, 0 * eta, target, bend)  # what the rounding of the data does
+        sizes = jnp.sqrt(jnp.sum(jnp.square(rows) * (pulls**2 + unseen**2)[:, None], axis=0))
+        good, move = settled(
+            state.back,
+            inverse,
+            gradient,
+            0 * gradient,
+            sizes,
+            state.params[0],
+            value + jnp.sum(unseen * unseen / jnp.where(bend > 0, bend, 1)),
+        )
+        return state._replace(
+            params=add(state.params, (move, 0 * move)),
+            back=matmul(state.back, factor),
+            scale=scale,
+            value=value,
+            number=state.number + 1,
+            done=(good & (state.number > 0)) | ~jnp.all(jnp.isfinite(move)),
+            good=good,
+        )
+
+    def going(state: _State) -> Array:
+        return ~state.done & (state.number < STEPS)
+
+    big, no = jnp.asarray(jnp.inf, target.dtype), jnp.asarray(False)
+    start = _State((params, 0 * params), back, one, big, jnp.asarray(0), no, no)
+    state = lax.while_loop(going, step, start)
+    return Polished(state.params, state.scale, state.value, state.number, state.good)

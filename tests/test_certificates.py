@@ -1,0 +1,267 @@
+"""`converged` is a promise: random problems, judged by the solution of the very same rounded data in long doubles.
+
+The problems have targets and columns far from 0, groups of rows whose weights differ by up to 1e8, columns in units
+from 1e-6 to 1e6, ties, and factors. Where a fit says that it converged, its objective must be the least to 100
+roundings, and each coefficient right to 100 of its own roundings, or to 1e4 of its standard error's. And no more than
+2 % of the problems that its arithmetic can solve may be called not converged: those whose solution stays within these
+bars when each number of the data is rounded once more.
+
+    python -m pytest tests/test_certificates.py -m slow -s        prints the table
+"""
+
+import functools
+import zlib
+
+import jax
+import numpy as np
+import pytest
+from jax.tree_util import Partial
+
+import jaxloss as J
+from jaxloss.solve import solve_linear
+
+LONG = np.longdouble
+HARD = {np.float32: (1e7, 1e4), np.float64: (1e13, 1e8)}
+"""How many spreads an offset has at most, and how far group weights lie apart."""
+
+
+def _huber(r, d=0.7):
+    inside = np.abs(r) <= d
+    return (
+        np.where(inside, r * r / 2, d * np.abs(r) - d * d / 2),
+        np.clip(r, -d, d),
+        np.where(inside, 1, 0),
+    )
+
+
+def _pseudo_huber(r, d=0.7):
+    root = np.sqrt(1 + (r / d) ** 2)
+    return r * r / (1 + root), r / root, root**-3
+
+
+def _log_cosh(r):
+    size = np.abs(r)
+    return size + np.log1p(np.exp(-2 * size)) - np.log(LONG(2)), np.tanh(r), 1 / np.cosh(np.minimum(size, 5000)) ** 2
+
+
+def _expectile(r, level=0.9):
+    weight = np.where(r > 0, 1 - level, level).astype(LONG)
+    return weight * r * r, 2 * weight * r, 2 * weight
+
+
+def _tube(r, e=0.3):
+    over = np.maximum(np.abs(r) - e, 0)
+    return over**2, 2 * over * np.sign(r), np.where(over > 0, 2, 0)
+
+
+def _cauchy(r, c=2.0):
+    u = (r / c) ** 2
+    return c * c / 2 * np.log1p(u), r / (1 + u), (1 - u) / (1 + u) ** 2
+
+
+def _tukey(r, c=4.685):
+    v = np.maximum(1 - (r / c) ** 2, 0)
+    return c * c / 6 * (1 - v**3), r * v**2, np.where(v > 0, v * (1 - 5 * (r / c) ** 2), 0)
+
+
+def _poisson(eta, y):
+    m = np.exp(eta)
+    return 2 * (m - y + np.where(y > 0, y * (np.log(np.maximum(y, 1e-30)) - eta), 0)), 2 * (m - y), 2 * m
+
+
+def _gamma(eta, y):
+    q = y * np.exp(-eta)
+    return 2 * (eta - np.log(y) + q - 1), 2 * (1 - q), 2 * q
+
+
+def _tweedie(eta, y, p=1.5):
+    a, b = np.exp((2 - p) * eta), np.exp((1 - p) * eta)
+    rest = np.where(y > 0, np.maximum(y, 0) ** LONG(2 - p), 0) / ((1 - p) * (2 - p))
+    return 2 * (rest - y * b / (1 - p) + a / (2 - p)), 2 * (a - y * b), 2 * ((2 - p) * a - (1 - p) * y * b)
+
+
+SMOOTH = {
+    "mse": (J.mse, lambda r: (r * r, 2 * r, 2 + 0 * r)),
+    "huber": (Partial(J.huber, delta=0.7), _huber),
+    "pseudo_huber": (Partial(J.pseudo_huber, delta=0.7), _pseudo_huber),
+    "log_cosh": (J.log_cosh, _log_cosh),
+    "expectile": (Partial(J.expectile, level=0.9), _expectile),
+    "squared_epsilon_insensitive": (Partial(J.squared_epsilon_insensitive, epsilon=0.3), _tube),
+    "cauchy": (Partial(J.cauchy, scale=2.0), _cauchy),
+    "tukey": (J.tukey, _tukey),
+    "poisson": (J.poisson_deviance, _poisson),
+    "gamma": (J.gamma_deviance, _gamma),
+    "tweedie": (Partial(J.tweedie_deviance, power=1.5), _tweedie),
+}
+LINEAR = {
+    "mae": (J.mae, 0.5, 0.0),
+    "quantile": (Partial(J.quantile, level=0.8), 0.8, 0.0),
+    "epsilon_insensitive": (Partial(J.epsilon_insensitive, epsilon=0.3), 0.5, 0.3),
+}
+LINK = ("poisson", "gamma", "tweedie")
+
+
+def problem(rng, name, count, columns, dtype):
+    """Rounded data: x, target and weights."""
+    offset, apart = HARD[dtype]
+    far = lambda largest: 0.0 if rng.random() < 0.4 else 10 ** rng.uniform(0, np.log10(largest))  # noqa: E731
+    x = rng.normal(size=(count, columns))
+    if columns > 1 and rng.random() < 0.4:  # a factor, of two levels or of three
+        x[:, 0] = rng.random(count) < rng.choice([0.5, 0.2])
+    if rng.random() < 0.2:
+        x = np.round(2 * x) / 2
+    group = rng.random(count) < 0.5
+    if rng.random() < 0.3:
+        x[:, -1] = group
+    beta = rng.normal(size=columns) * (rng.random(columns) < 0.8)
+    eta = 0.5 * x @ beta + rng.normal()
+    unit = 10 ** rng.uniform(-6, 6, columns) if rng.random() < 0.4 else np.ones(columns)
+    x = (x + [far(offset) if name not in LINK else far(100) for _ in range(columns)]) * unit
+    if name in LINK:
+        rate = 10 ** rng.uniform(0, 6) if rng.random() < 0.4 else 1.0
+        mean = np.exp(eta + group * rng.uniform(-2, 2)) * rate
+        y = rng.poisson(mean) if name == "poisson" else rng.gamma(3, mean / 3)
+        y = np.where(rng.random(count) < 0.1, 0, y) if name == "tweedie" else y
+    else:
+        noise = rng.standard_t(3, count) if name not in ("tukey", "cauchy") else rng.normal(size=count)
+        y = eta + noise + far(offset) * rng.choice([-1, 1])
+        y = np.round(2 * y) / 2 if rng.random() < 0.2 else y
+    weights = np.where(group, 1, 10 ** -rng.uniform(0, np.log10(apart))) if rng.random() < 0.4 else np.ones(count)
+    return x.astype(dtype), y.astype(dtype), weights.astype(dtype)
+
+
+def inverse_of(matrix):
+    """By Gauss and Jordan with the diagonal scaled to 1, in long doubles; None if singular."""
+    unit = 1 / np.sqrt(np.diag(matrix))
+    count = len(matrix)
+    both = np.hstack([matrix * unit[:, None] * unit, np.eye(count, dtype=LONG)])
+    for place in range(count):
+        row = place + np.argmax(np.abs(both[place:, place]))
+        if not np.abs(both[row, place]) > 1e-14:
+            return None
+        both[[place, row]] = both[[row, place]]
+        both[place] /= both[place, place]
+        others = np.arange(count) != place
+        both[others] -= both[others, place][:, None] * both[place]
+    return both[:, count:] * unit[:, None] * unit
+
+
+def newton(rho, x, y, w, start):
+    """The minimum of Σwρ near `start`, the sum and standard errors there, in long doubles; None if there is none."""
+    theta, last = start, np.inf
+    for _ in range(100):
+        value, slope, bend = rho(x @ theta, y)
+        value, slope = np.sum(w * value), w * slope
+        inverse = inverse_of(x.T @ ((w * bend)[:, None] * x))
+        if inverse is None or not np.all(np.isfinite(inverse)):
+            return None
+        move = -inverse @ (x.T @ slope)
+        decrement = -(x.T @ slope) @ move
+        errors = np.sqrt(np.sum(np.square(inverse @ (x * slope[:, None]).T), axis=1))
+        if np.all(np.abs(move) <= 1e-17 * np.abs(theta) + 1e-15 * errors) or (last < 1e-25 * value):
+            return theta, value, errors
+        if not decrement > 0:
+            return None
+        last, size = decrement, LONG(1)
+        while size > 1e-6 and not np.sum(w * rho(x @ (theta + size * move), y)[0]) <= value * (1 + LONG(1e-17)):
+            size /= 2
+        theta = theta + size * move
+    return None
+
+
+class Oracle:
+    """A problem's rounded data in long doubles, shifted and scaled, and its solution."""
+
+    def __init__(self, rho, x, y, w, link):
+        x, y = x.astype(LONG), y.astype(LONG)
+        self.link = link
+        self.middle = LONG(0) if link else np.median(y)
+        self.shift = x.mean(axis=0)
+        x = x - self.shift
+        self.unit = np.where(np.abs(x).max(axis=0) > 0, np.abs(x).max(axis=0), 1)
+        self.x = np.column_stack([x / self.unit, np.ones(len(y), LONG)])
+        self.y, self.w, self.rho = y - self.middle, w.astype(LONG), rho
+
+    def inner(self, coef, intercept):
+        coef = coef.astype(LONG)
+        return np.append(coef * self.unit, intercept.astype(LONG) - self.middle + self.shift @ coef)
+
+    def outer(self, theta, errors):
+        """Coefficients and intercept as they are, and the standard errors of the coefficients."""
+        coef = theta[:-1] / self.unit
+        return np.append(coef, theta[-1] + self.middle - self.shift @ coef), errors[:-1] / self.unit
+
+
+def judged(oracle, fit, eps, rng):
+    """How far past its bars the fit is, in objective and coefficients; and whether the problem can be solved."""
+    start = oracle.inner(fit[0], fit[1])
+    best = newton(oracle.rho, oracle.x, oracle.y, oracle.w, np.where(np.isfinite(start), start, 0))
+    if best is None:
+        return None
+    theta, value, errors = best
+    want, errors = oracle.outer(theta, errors)
+    reached = LONG(fit[2])
+    if oracle.link:  # the deviance of a large mean has few digits in its own type
+        reached = np.sum(oracle.w * oracle.rho(oracle.x @ start, oracle.y)[0])
+    over = abs(reached - value) / (100 * eps * value)
+    bars = 100 * eps * np.abs(want[:-1]) + 1e4 * eps * errors
+    off = np.max(np.abs(fit[0] - want[:-1]) / bars)
+
+    def solvable():
+        again = [part * (1 + eps * rng.uniform(-0.5, 0.5, part.shape)) for part in (oracle.x, oracle.y, oracle.w)]
+        other = newton(oracle.rho, *again, theta)
+        return other is not None and bool(np.all(np.abs(oracle.outer(other[0], best[2])[0] - want)[:-1] <= bars))
+
+    return float(over), float(off), solvable
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def fits(name, x, y, w):
+    def one(x, y, w):
+        fit = solve_linear(x, y, SMOOTH[name][0], weights=w)
+        return fit.coef, fit.intercept, fit.objective, fit.converged
+
+    return jax.vmap(one)(x, y, w)
+
+
+def sweep(name, dtype, shapes):
+    """Counts: all, with a unique solution, converged, wrong in objective, wrong in coefficients, refused in vain."""
+    rho = SMOOTH[name][1]
+    whole = rho if name in LINK else lambda eta, y: rho(eta - y)
+    tally, worst, eps = np.zeros(6, int), [0.0, 0.0], np.finfo(dtype).eps
+    for count, columns, number in shapes:
+        rng = np.random.default_rng(zlib.crc32(f"{name} {count}".encode()))
+        data = [problem(rng, name, count, columns, dtype) for _ in range(number)]
+        stacked = [np.stack(part) for part in zip(*data, strict=True)]
+        with jax.enable_x64(dtype == np.float64):
+            found = [np.asarray(part) for part in fits(name, *stacked)]
+        for place, (x, y, w) in enumerate(data):
+            fit = [part[place] for part in found]
+            with np.errstate(all="ignore"):
+                verdict = judged(Oracle(whole, x, y, w, name in LINK), fit, eps, rng)
+                tally[0] += 1
+                if verdict is None:
+                    continue
+                over, off, solvable = verdict
+                told = bool(fit[3])
+                vain = not told and solvable()
+            tally[1:] += [1, told, told and not over <= 1, told and not off <= 1, vain]
+            if told:
+                worst = [max(old, new) for old, new in zip(worst, (over, off), strict=True)]
+            if VERBOSE and (vain or (told and not max(over, off) <= 1)):
+                print("  ", name, count, columns, place, "told" if told else "vain", f"{over:.1e} {off:.1e}")
+    print(f"{name:28} {dtype.__name__}: {tally.tolist()} worst {worst[0]:.1e} {worst[1]:.1e}", flush=True)
+    return tally
+
+
+VERBOSE = False
+SHAPES = [(5, 1, 400), (12, 2, 400), (60, 3, 400), (400, 3, 400), (5000, 3, 400)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", HARD)
+@pytest.mark.parametrize("name", SMOOTH)
+def test_converged_is_a_promise(name, dtype):
+    tally = sweep(name, dtype, SHAPES)
+    assert tally[3] == tally[4] == 0
+    assert tally[5] <= 0.02 * tally[1]

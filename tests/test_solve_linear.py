@@ -33,7 +33,7 @@ from jaxloss import (
     welsch,
 )
 from jaxloss.contract import loss_name
-from jaxloss.solve import fewer_rows, solve_linear
+from jaxloss.solve import preprocessing, solve_linear
 
 DATA = ROOT.parent / "shared" / "data"
 RANDOM = np.random.default_rng(0)
@@ -463,7 +463,7 @@ def test_many_rows_by_way_of_few_are_as_good_as_all_at_once(case, monkeypatch):
         return fit(y), slope
 
     few, slope = both(y)
-    monkeypatch.setattr(fewer_rows, "ROUNDS", -1)
+    monkeypatch.setattr(preprocessing, "ROUNDS", -1)
     jax.clear_caches()
     whole, slope_of_all = both(y)
     assert np.all(few.converged)

@@ -12,6 +12,7 @@ from jax.custom_batching import custom_vmap
 
 from jaxloss.numerics.order import power_of_two
 from jaxloss.numerics.pairs import two_sum
+from jaxloss.solve.stages import is_concrete, stage, unless
 
 __all__ = [
     "Centred",
@@ -25,7 +26,6 @@ __all__ = [
     "hessian",
     "matmul",
     "summed",
-    "unless",
     "with_design",
 ]
 
@@ -98,17 +98,6 @@ def far_from_dependent(spectrum: Array) -> Array:
     return spectrum[0] > 1e-4 * spectrum[-1]
 
 
-def unless(good: Array, found: Any, otherwise: Callable[[Array], Any]) -> Any:
-    """What was found if it is good, else `otherwise(bad)`.
-
-    A loop of at most one turn: mapped, it is skipped where all are good; `cond` would always compute both. For this
-    the work must depend on `bad`, which is True: XLA moves what does not out of a loop.
-    """
-    return lax.while_loop(
-        lambda state: ~state[0], lambda state: (jnp.asarray(True), otherwise(~state[0])), (good, found)
-    )[1]
-
-
 class Factors(NamedTuple):
     """The singular value decomposition of the scaled rows, and of the rows of the ridge under them.
 
@@ -168,23 +157,34 @@ class Design(NamedTuple):
 
 def design_of(x: Array, present: Array, l2: Array, intercept: bool) -> Design:
     """The basis: the scaled columns themselves where their Gram matrix proves them far from dependent."""
-    slopes = x.shape[1]
+    if x.dtype != jnp.float64:
+        return _orthogonal_design(x, present, l2, intercept)
+    good, design = _scaled_design(x, present, l2, intercept)
+    return unless(good, design, lambda bad: _orthogonal_design(x, present & bad, l2, intercept))
+
+
+@stage(3)
+def _scaled_design(x: Array, present: Array, l2: Array, intercept: bool) -> tuple[Array, Design]:
+    """Whether the scaled columns are far from dependent, and the basis they are."""
+    root = present.astype(x.dtype)
+    columns, gram = centred(x, root, jnp.sqrt(l2), intercept)
+    basis, every = root[:, None] * columns.rows * columns.scale[None], jnp.ones(len(gram), bool)
+    good = far_from_dependent(jnp.linalg.eigvalsh(gram))
+    return good, _with_penalty(basis, jnp.diag(columns.scale), columns.shift, every, l2)
+
+
+@stage(3)
+def _orthogonal_design(x: Array, present: Array, l2: Array, intercept: bool) -> Design:
+    """The basis by QR, of any columns."""
     root, ridge = present.astype(x.dtype), jnp.sqrt(l2)
+    columns, _ = centred(x, root, ridge, intercept)
+    factors = factors_of(columns, root, ridge, x.shape[1])
+    return _with_penalty(factors.rows[: x.shape[0]], factors.back, columns.shift, factors.active, l2)
 
-    def orthogonal(bad: Array | bool) -> tuple[Array, Array, Array, Array]:
-        columns, _ = centred(x, root * bad, ridge, intercept)
-        factors = factors_of(columns, root, ridge, slopes)
-        return factors.rows[: x.shape[0]], factors.back, columns.shift, factors.active
 
-    if x.dtype == jnp.float64:
-        columns, gram = centred(x, root, ridge, intercept)
-        every = jnp.ones(len(gram), bool)
-        plain = root[:, None] * columns.rows * columns.scale[None], jnp.diag(columns.scale), columns.shift, every
-        basis, back, shift, active = unless(far_from_dependent(jnp.linalg.eigvalsh(gram)), plain, orthogonal)
-    else:
-        basis, back, shift, active = orthogonal(True)
-    penalty = l2 * matmul(back[:slopes].T, back[:slopes])
-    return Design(basis, back, shift, penalty, active, jnp.sum(active))
+def _with_penalty(rows: Array, back: Array, shift: Array, active: Array, l2: Array) -> Design:
+    slopes = len(shift)
+    return Design(rows, back, shift, l2 * matmul(back[:slopes].T, back[:slopes]), active, jnp.sum(active))
 
 
 def hessian(design: Design, bend: Array) -> Array:
@@ -243,4 +243,4 @@ def with_design(solve: Callable[..., Any], intercept: bool) -> Callable[..., tup
 
     mappable = custom_vmap(alone)
     mappable.def_vmap(of_many)
-    return mappable
+    return lambda *given: (alone if is_concrete(given) else mappable)(*given)

@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxloss.solve.descent import regress
 from jaxloss.solve.design import Design, hessian, matmul, summed
+from jaxloss.solve.newton import regress
+from jaxloss.solve.stages import stage
 
 __all__ = ["Bounded", "Dual", "Rest", "interior_point"]
 
@@ -53,17 +54,25 @@ class _State(NamedTuple):
     y: Array
     above: Array  # the parts of the residual, above and below 0, each held positive
     below: Array
+    value: Array
     gap: Array
     number: Array
     done: Array
 
 
+@stage(2, 3)
 def interior_point(
-    design: Design, rows: Bounded, tolerance: float, phi: Array | None = None, rest: Rest | None = None
+    design: Design,
+    rows: Bounded,
+    tolerance: float,
+    exact: bool = True,
+    phi: Array | None = None,
+    rest: Rest | None = None,
 ) -> Dual:
     """Minimise Σ max y·r + ½φᵀ·penalty·φ until the gap to the dual is `tolerance` of the objective.
 
-    phi: where to start, else from least squares. rest: what is added to the objective.
+    exact: whether to go on to the vertex, which is right to the last digit. phi: where to start, else from least
+    squares. rest: what is added to the objective.
     """
     matrix, dtype = design.rows, rows.target.dtype
     eps, tiny = jnp.finfo(dtype).eps, jnp.finfo(dtype).tiny
@@ -95,11 +104,10 @@ def interior_point(
     # Below this an objective is rounding, and a fit perfect.
     floor = jnp.maximum(8 * eps / tolerance * jnp.sum((high - low) * jnp.abs(target)), tiny)
 
-    def gap_of(phi: Array, y: Array) -> Array:
-        residual = matmul(inside.rows, phi) - target
+    def gap_of(phi: Array, residual: Array, value: Array, y: Array) -> Array:
         gap = jnp.sum(jnp.where(residual > 0, residual * (high - y), residual * (low - y)))
         off = jnp.max(jnp.abs(balance_of(phi, y))) * jnp.max(jnp.abs(phi))
-        return (gap + off) / jnp.maximum(objective(phi, residual), floor)
+        return (gap + off) / jnp.maximum(value, floor)
 
     def step(state: _State) -> _State:
         phi, y, above, below = state[:4]
@@ -141,12 +149,15 @@ def interior_point(
         move, turn, rise, fall = direction(centre + turn * rise, centre - turn * fall)
         primal, dual = (jnp.minimum(1, 0.9995 * room) for room in sizes(turn, rise, fall))
         new = (phi + primal * move, y + dual * turn, above + primal * rise, below + primal * fall)
-        gap = gap_of(new[0], new[1])
+        residual = matmul(inside.rows, new[0]) - target
+        value = objective(new[0], residual)
+        gap = gap_of(new[0], residual, value, new[1])
         better = jnp.isfinite(gap) & jnp.all(jnp.isfinite(move))
         worse = better & (state.gap < 1e-6) & (gap > 100 * state.gap)  # rounding has taken over
         keep = better & ~worse
-        phi, y, above, below, gap = jax.tree.map(lambda one, other: jnp.where(keep, one, other), (*new, gap), state[:5])
-        return _State(phi, y, above, below, gap, state.number + 1, ~keep | (gap <= tolerance))
+        after = _State(*new, value, gap, state.number, state.done)
+        after = jax.tree.map(lambda one, other: jnp.where(keep, one, other), after, state)
+        return after._replace(number=state.number + 1, done=~keep | (after.gap <= tolerance))
 
     def going(state: _State) -> Array:
         return ~state.done & (state.number < STEPS)
@@ -161,29 +172,32 @@ def interior_point(
         jnp.maximum(residual, 0) + 0.1,
         jnp.maximum(-residual, 0) + 0.1,
         far,
+        far,
         jnp.asarray(0),
         jnp.asarray(False),
     )
     state = lax.while_loop(going, step, start)
     up, down = high - state.y, state.y - low
     give = jnp.where(present, 1 / (state.above / up + state.below / down), 0)
-    vertex, chosen, matrix = _vertex(inside, target, state.phi, give)
-    least, found = (objective(at, matmul(inside.rows, at) - target) for at in (state.phi, vertex))
-    exact = found <= least * (1 + 8 * eps) + eps * floor
-    phi = jnp.where(exact, vertex, state.phi)
+    if not exact:
+        return Dual(state.phi * unit, state.y * weight, give * (weight / unit), state.gap, state.number)
+    vertex, chosen, inverse = _vertex(inside, target, state.phi, give)
+    residual = matmul(inside.rows, vertex) - target
+    value = objective(vertex, residual)
+    better = value <= state.value * (1 + 8 * eps) + eps * floor
     # The dual variables of the vertex: at their bounds, but for the rows it meets, which must balance the others.
-    side = jnp.where(matmul(inside.rows, vertex) > target, high, low).at[chosen].set(0)
-    balance = balance_of(vertex, side)
-    met = jnp.linalg.solve(matrix.T, -balance * inside.active)
+    side = jnp.where(residual > 0, high, low).at[chosen].set(0)
+    met = matmul(inverse.T, -balance_of(vertex, side) * inside.active)
     side = side.at[chosen].set(jnp.clip(met, low[chosen], high[chosen]))
-    gap, certified = jnp.minimum(gap_of(phi, state.y), state.gap), gap_of(vertex, side)
-    certain = exact & (certified < gap)
-    y, gap = jnp.where(certain, side, state.y), jnp.where(certain, certified, gap)
+    held, certified = jax.vmap(lambda y: gap_of(vertex, residual, value, y))(jnp.stack([state.y, side]))
+    y = jnp.where(better & (certified < jnp.minimum(held, state.gap)), side, state.y)
+    gap = jnp.where(better, jnp.minimum(jnp.minimum(held, certified), state.gap), state.gap)
+    phi = jnp.where(better, vertex, state.phi)
     return Dual(phi * unit, y * weight, give * (weight / unit), gap, state.number)
 
 
 def _vertex(design: Design, target: Array, phi: Array, give: Array) -> tuple[Array, Array, Array]:
-    """The solution of as many rows as there are coordinates, those rows, and their matrix.
+    """The solution of as many rows as there are coordinates, those rows, and the inverse of their matrix.
 
     They are chosen by elimination, first those that give way most.
     """
@@ -205,7 +219,7 @@ def _vertex(design: Design, target: Array, phi: Array, give: Array) -> tuple[Arr
     matrix = jnp.where(
         design.active[:, None] & design.active[None], design.rows[chosen], jnp.eye(count, dtype=phi.dtype)
     )
-    right = jnp.where(design.active, target[chosen], 0)
-    vertex = jnp.linalg.solve(matrix, right)
-    vertex = vertex + jnp.linalg.solve(matrix, right - matmul(matrix, vertex))
-    return jnp.where(jnp.all(jnp.isfinite(vertex)), vertex, phi), chosen, matrix
+    inverse, right = jnp.linalg.inv(matrix), jnp.where(design.active, target[chosen], 0)
+    vertex = matmul(inverse, right)
+    vertex = vertex + matmul(inverse, right - matmul(matrix, vertex))
+    return jnp.where(jnp.all(jnp.isfinite(vertex)), vertex, phi), chosen, inverse

@@ -24,8 +24,8 @@ from jaxloss.solve.design import (
     far_from_dependent,
     matmul,
     summed,
-    unless,
 )
+from jaxloss.solve.stages import stage, unless
 
 __all__ = ["Solution", "least_squares", "unshifted"]
 
@@ -52,54 +52,61 @@ class Solution(NamedTuple):
 
 def least_squares(x: Array, target: Array, middle: Array, weights: Array, l2: Array, intercept: bool) -> Solution:
     """The minimiser of ½Σw(x·coef + intercept − target)² + ½·l2·‖coef‖², with `middle` taken off the target."""
-    slopes = x.shape[1]
-    root, ridge = jnp.sqrt(weights), jnp.sqrt(l2)
-    size = ridge * (jnp.arange(slopes + intercept) < slopes)  # of the ridge, by column
+    if x.dtype != jnp.float64:
+        return _by_qr(x, target, middle, weights, l2, intercept)
+    good, found = _by_cholesky(x, target, middle, weights, l2, intercept)
+    return unless(good, found, lambda bad: _by_qr(x, target, middle, weights * bad, l2, intercept))
+
+
+def _ridge_of(x: Array, l2: Array, intercept: bool) -> tuple[Array, Array]:
+    """The root of the ridge, and what it is for each parameter."""
+    ridge, slopes = jnp.sqrt(l2), x.shape[1]
+    return ridge, ridge * (jnp.arange(slopes + intercept) < slopes)
+
+
+def _solution(params: Pair, columns: Centred, middle: Array, intercept: bool, *rest: Array) -> Solution:
+    constant = unshifted(params, columns.shift, middle) if intercept else middle
+    back, iterations, good, rank = rest
+    return Solution(params[0], constant, back, columns.shift, iterations, good, rank)
+
+
+@stage(5)
+def _by_cholesky(
+    x: Array, target: Array, middle: Array, weights: Array, l2: Array, intercept: bool
+) -> tuple[Array, Solution]:
+    """Whether the columns are far from dependent, and the solution then, with one step of refinement."""
+    ridge, size = _ridge_of(x, l2, intercept)
+    columns, gram = centred(x, jnp.sqrt(weights), ridge, intercept)
+    half = lax.linalg.triangular_solve(
+        jnp.linalg.cholesky(gram), jnp.eye(len(gram), dtype=gram.dtype), left_side=True, lower=True
+    )
+    back = columns.scale[:, None] * half.T
+
+    def refine(_: int, params: Array) -> Array:
+        error = (target - middle - matmul(columns.rows, params)) * weights
+        return params + matmul(back, matmul(back.T, summed(error, columns.rows) - size * size * params))
+
+    params = lax.fori_loop(0, 2, refine, jnp.zeros(len(gram), gram.dtype))
+    good, rank = jnp.all(jnp.isfinite(params)), jnp.asarray(len(gram))
+    found = _solution((params, 0 * params), columns, middle, intercept, back, jnp.asarray(1), good, rank)
+    return far_from_dependent(jnp.linalg.eigvalsh(gram)), found
+
+
+@stage(5)
+def _by_qr(x: Array, target: Array, middle: Array, weights: Array, l2: Array, intercept: bool) -> Solution:
+    """The solution for any columns, refined in pairs of floats."""
+    root, (ridge, size) = jnp.sqrt(weights), _ridge_of(x, l2, intercept)
+    columns, _ = centred(x, root, ridge, intercept)
+    exact, low = exactly(x, columns)
+    factors = factors_of(columns, root, ridge, x.shape[1])
     aim = two_sum(target, jnp.broadcast_to(-middle, target.shape))
-
-    def refined(bad: Array | bool) -> tuple[Array, ...]:
-        columns, _ = centred(x, root * bad, ridge, intercept)
-        exact, low = exactly(x, columns)
-        factors = factors_of(columns, root, ridge, slopes)
-        found, sweeps, good = _refine(exact, low, factors, aim, root, size)
-        # The part of the parameters that makes no difference to the fit is what `back` leaves out.
-        least = matmul(factors.back, factors.values * matmul(factors.right.T, found[0] / columns.scale))
-        whole = jnp.all(factors.active)
-        params = jnp.where(whole, found[0], least)
-        rest = jnp.where(whole, found[1], 0)
-        return (
-            params,
-            unshifted((params, rest), columns.shift, middle) if intercept else middle,
-            factors.back,
-            columns.shift,
-            sweeps,
-            good,
-            jnp.sum(factors.active),
-        )
-
-    if x.dtype == jnp.float64:
-        columns, gram = centred(x, root, ridge, intercept)
-        spectrum = jnp.linalg.eigvalsh(gram)
-
-        def cheap() -> tuple[Array, ...]:
-            back = (
-                columns.scale[:, None]
-                * lax.linalg.triangular_solve(
-                    jnp.linalg.cholesky(gram), jnp.eye(len(gram), dtype=gram.dtype), left_side=True, lower=True
-                ).T
-            )
-            params = jnp.zeros(len(gram), gram.dtype)
-            for _ in range(2):
-                error = (aim[0] - matmul(columns.rows, params)) * weights
-                params = params + matmul(back, matmul(back.T, summed(error, columns.rows) - size * size * params))
-            good = jnp.all(jnp.isfinite(params))
-            constant = unshifted((params, 0 * params), columns.shift, middle) if intercept else middle
-            return params, constant, back, columns.shift, jnp.asarray(1), good, jnp.asarray(len(gram))
-
-        found = unless(far_from_dependent(spectrum), cheap(), refined)
-    else:
-        found = refined(True)
-    return Solution(*found)
+    found, sweeps, good = _refine(exact, low, factors, aim, root, size)
+    # The part of the parameters that makes no difference to the fit is what `back` leaves out.
+    least = matmul(factors.back, factors.values * matmul(factors.right.T, found[0] / columns.scale))
+    every = jnp.all(factors.active)
+    params = jnp.where(every, found[0], least), jnp.where(every, found[1], 0)
+    rank = jnp.sum(factors.active)
+    return _solution(params, columns, middle, intercept, factors.back, sweeps, good, rank)
 
 
 def _refine(

@@ -18,18 +18,19 @@ from jaxloss.contract import ABOVE_MINUS_ONE, POSITIVE, loss_name, shown, unboun
 from jaxloss.lift import traits
 from jaxloss.losses.residual import mse
 from jaxloss.numerics.order import median_places
-from jaxloss.numerics.pairs import two_sum
+from jaxloss.numerics.pairs import Pair, two_sum
 from jaxloss.solve.certificate import polish
-from jaxloss.solve.descent import descend, regress
-from jaxloss.solve.design import Design, matmul, summed, unless, with_design
-from jaxloss.solve.fewer_rows import sample, solve_piecewise_linear
-from jaxloss.solve.fit import LinearFit
-from jaxloss.solve.implicit import implicitly, valued
+from jaxloss.solve.derivatives import implicitly, valued
+from jaxloss.solve.design import Design, matmul, summed, with_design
+from jaxloss.solve.inputs import Rows, by_column, checked, has_columns
 from jaxloss.solve.interior_point import Bounded, Dual, interior_point
-from jaxloss.solve.joint_scale import descend_with_scale
 from jaxloss.solve.least_squares import Solution, least_squares, unshifted
+from jaxloss.solve.linear_fit import LinearFit
 from jaxloss.solve.median import scale_of
-from jaxloss.solve.rows import Rows, by_column, checked, is_concrete
+from jaxloss.solve.newton import descend, regress
+from jaxloss.solve.newton_scale import descend_with_scale
+from jaxloss.solve.preprocessing import sample, solve_piecewise_linear
+from jaxloss.solve.stages import is_concrete, stage, unless
 from jaxloss.solve.term import Kind, Term, has_dead_zone, kind_of
 
 __all__ = ["solve_linear"]
@@ -39,6 +40,8 @@ MIDDLE_ROWS = 1000
 """As many rows as the middle of the target is taken from."""
 START_ROWS = 4000
 """As many rows as a start looks at; the fit of a sample is near that of all."""
+MANY_ROWS = 30_000
+"""From here on a start that saves a Newton step of all rows is worth its own compilation."""
 
 
 def solve_linear(
@@ -114,42 +117,75 @@ def _warn(name: str, fit: LinearFit, full: int) -> None:
         )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _solve(loss: Any, intercept: bool, scaled: bool, rows: Rows) -> LinearFit:
+    """Stage by stage where the values of one fit can be seen, else in one program."""
+    if is_concrete(rows) and not has_columns(rows):
+        return by_column(functools.partial(_solve_one, loss, intercept, scaled), rows)
+    return _solve_each(loss, intercept, scaled, rows)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _solve_each(loss: Any, intercept: bool, scaled: bool, rows: Rows) -> LinearFit:
     found = by_column(functools.partial(_solve_one, loss, intercept, scaled), rows)
     return dataclasses.replace(found, coef=found.coef.T)
 
 
 def _solve_one(loss: Any, intercept: bool, scaled: bool, rows: Rows) -> LinearFit:
-    """Solve for constants; then give the solution its derivatives."""
-    middle = jnp.zeros((), rows.x.dtype)
-    if intercept and traits(loss).residual:
-        middle = lax.stop_gradient(_middle(rows.target, rows.weights))
-    kind, fixed = kind_of(loss), lax.stop_gradient(rows)
-    x, target, weights, settings, l2 = fixed
-    if kind is Kind.QUADRATIC:
-        bend = Term(loss, settings).curvature(jnp.zeros_like(target), jnp.zeros_like(target))
-        solution = least_squares(x, target, middle, weights * bend, l2, intercept)
-        ended = _Ended(jnp.ones((), x.dtype), jnp.zeros((), x.dtype))
+    """Solve for constants; then give the solution its derivatives, if anything is traced and they may be asked for."""
+    near, middle = _near_zero(intercept and traits(loss).residual, lax.stop_gradient(rows))
+    if kind_of(loss) is Kind.QUADRATIC:
+        fixed = lax.stop_gradient(rows)
+        solution = least_squares(fixed.x, fixed.target, middle, _weights_of_squares(loss, near), fixed.l2, intercept)
+        ended = _end_of_squares(loss, intercept, scaled, near, solution)
     else:
-        near = fixed._replace(target=target - middle)
         solve = functools.partial(_solve_in_basis, loss, scaled)
-        (phi, steps, good, ended), design = with_design(solve, intercept)(x, weights, l2, near.target, settings)
-        params, rest = matmul(design.back, phi), jnp.zeros(len(phi), x.dtype)
-        if kind is not Kind.LINEAR:
-            found = (params, rest), ended.scale, ended.objective, steps, good
-            found = unless(good, found, lambda bad: _polish(loss, intercept, scaled, near, design, params, bad))
-            (params, rest), scale, objective, more, good = found
-            ended, steps = ended._replace(scale=scale, objective=objective), steps + more
-        constant = unshifted((params, rest), design.shift, middle) if intercept else middle
-        solution = Solution(params, constant, design.back, design.shift, steps, good, design.rank)
-    rows = rows._replace(target=rows.target - middle)
-    return _with_derivatives(loss, intercept, scaled, rows, solution, ended)
+        found, design = with_design(solve, intercept)(near.x, near.weights, near.l2, near.target, near.settings)
+        found = _as_params(found, design)
+        if kind_of(loss) is not Kind.LINEAR:
+            found = unless(found.good, found, lambda bad: _polish(loss, intercept, scaled, near, design, found, bad))
+        solution, ended = _end(intercept, found, design, middle), found.ended
+    if is_concrete(rows):
+        return _without_derivatives(loss, solution, ended, rows.weights)
+    return _with_derivatives(loss, intercept, scaled, rows._replace(target=rows.target - middle), solution, ended)
 
 
+def _near_zero(shifted: bool, rows: Rows) -> tuple[Rows, Array]:
+    """The rows with a number in the middle of the targets taken off these, and that number."""
+    middle = _middle(rows.target, rows.weights) if shifted else jnp.zeros((), rows.x.dtype)
+    return rows._replace(target=rows.target - middle), middle
+
+
+@stage(0)
+def _weights_of_squares(loss: Any, rows: Rows) -> Array:
+    """The weights, times the curvature of the loss, which is the same everywhere."""
+    zero = jnp.zeros_like(rows.target)
+    return rows.weights * Term(loss, rows.settings).curvature(zero, zero)
+
+
+@stage(0, 1, 2)
+def _end_of_squares(loss: Any, intercept: bool, scaled: bool, rows: Rows, solution: Solution) -> _Ended:
+    """The objective, and the scale of the residuals, of a least-squares solution."""
+    residual = predictor(solution.params, rows.x, solution.shift, intercept) - rows.target
+    scale = jnp.ones((), residual.dtype)
+    if scaled:
+        scale = scale_of(residual, median_places(jnp.abs(residual), rows.weights))
+    losses = Term(loss, rows.settings).value(residual, jnp.zeros_like(residual), scale)
+    total = jnp.sum(jnp.where(rows.weights == 0, 0, rows.weights * losses))
+    slopes = solution.params[: rows.x.shape[1]]
+    return _Ended(scale, jnp.zeros((), scale.dtype), total + 0.5 * rows.l2 * (slopes @ slopes))
+
+
+@stage()
+def _as_params(found: Found, design: Design) -> _Settled:
+    """From coordinates in the basis to parameters."""
+    params = matmul(design.back, found.phi)
+    return _Settled((params, jnp.zeros_like(params)), found.number, found.good, found.ended)
+
+
+@stage(0, 1, 2)
 def _polish(
-    loss: Any, intercept: bool, scaled: bool, rows: Rows, design: Design, params: Array, bad: Array
-) -> tuple[Any, ...]:
+    loss: Any, intercept: bool, scaled: bool, rows: Rows, design: Design, found: _Settled, bad: Array
+) -> _Settled:
     """`polish` from these parameters; `bad` is True."""
     x, target, weights, settings, l2 = rows
     more = ((0, 0), (0, int(intercept)))
@@ -157,9 +193,25 @@ def _polish(
     high, low = two_sum(x, jnp.broadcast_to(-design.shift[None], x.shape))
     columns = jnp.pad(high, more, constant_values=1), jnp.pad(low, more)
     ridge = jnp.pad(jnp.full(x.shape[1], l2), more[1])
-    term = Term(loss, settings)
-    found = polish(term, scaled, columns, design.back, design.active, target, weights, ridge, params)
-    return found.params, found.scale, found.value, found.number, found.good
+    basis = design.back, design.active
+    better = polish(Term(loss, settings), scaled, columns, *basis, target, weights, ridge, found.params[0])
+    ended = found.ended._replace(scale=better.scale, objective=better.value)
+    return _Settled(better.params, found.number + better.number, better.good, ended)
+
+
+@stage(0)
+def _end(intercept: bool, found: _Settled, design: Design, middle: Array) -> Solution:
+    """The solution in terms of the columns as they were given."""
+    constant = unshifted(found.params, design.shift, middle) if intercept else middle
+    return Solution(found.params[0], constant, design.back, design.shift, found.number, found.good, design.rank)
+
+
+@stage(0)
+def _without_derivatives(loss: Any, solution: Solution, ended: _Ended, weights: Array) -> LinearFit:
+    coef = solution.params[: len(solution.shift)]
+    good = solution.converged & jnp.isfinite(ended.objective) & (jnp.sum(weights) > 0)
+    fields = ended.scale, ended.objective, solution.iterations, good, solution.rank, ended.gap
+    return LinearFit(coef, solution.constant, *fields, Partial(loss))
 
 
 def _middle(target: Array, weights: Array) -> Array:
@@ -168,44 +220,95 @@ def _middle(target: Array, weights: Array) -> Array:
     It is one of the targets, so that nothing is lost on those between its half and its double, and of a sample, as any
     will do.
     """
+    if is_concrete(target, weights):  # a sort takes long to compile
+        present = np.asarray(target)[np.asarray(weights) > 0]
+        chosen = present[:: max(len(present) // MIDDLE_ROWS, 1)]
+        return jnp.asarray(np.partition(chosen, len(chosen) // 2)[len(chosen) // 2] if len(chosen) else 0 * target[0])
     chosen, _ = sample(weights > 0, min(len(target), MIDDLE_ROWS), target.dtype)
     return jnp.sort(target[chosen])[len(chosen) // 2]
 
 
 class _Ended(NamedTuple):
-    """What a search tells beside the solution: the objective where it is known, the dual of piecewise-linear losses."""
+    """What a search tells beside the solution: the objective, and the dual of piecewise-linear losses."""
 
     scale: Array
     gap: Array
-    objective: Array | None = None
+    objective: Array
     dual: Dual | None = None
+
+
+class Found(NamedTuple):
+    """Where a search ended: coordinates in the basis, the steps taken, and whether this is a minimum."""
+
+    phi: Array
+    number: Array
+    good: Array
+    ended: _Ended
+
+
+class _Settled(NamedTuple):
+    """The same in parameters, as an unevaluated sum."""
+
+    params: Pair
+    number: Array
+    good: Array
+    ended: _Ended
 
 
 def _solve_in_basis(
     loss: Any, scaled: bool, design: Design, weights: Array, target: Array, settings: Mapping[str, Array]
-) -> tuple[Array, Array, Array, _Ended]:
-    """Coordinates, steps, whether it is a minimum, and how it ended."""
-    kind, term = kind_of(loss), Term(loss, settings)
-    one, eps = jnp.ones((), target.dtype), float(jnp.finfo(target.dtype).eps)
+) -> Found:
+    if kind_of(loss) is Kind.LINEAR:
+        return _solve_linear_program(loss, design, weights, target, settings)
+    return _search(loss, scaled, design, weights, target, settings)
 
-    if kind is Kind.LINEAR:
-        bounded = _bounds(term, target, weights)
-        copies = len(bounded.target) // len(target)
-        wide = design._replace(rows=jnp.tile(design.rows, (copies, 1)))
-        dual = solve_piecewise_linear(wide, bounded, max(2e-11, 16 * eps))
-        good = dual.gap <= max(1e-10, 64 * eps)
-        losses = term.value(matmul(design.rows, dual.phi), target)
-        value = jnp.sum(jnp.where(weights == 0, 0, weights * losses)) + 0.5 * dual.phi @ design.penalty @ dual.phi
-        return dual.phi, dual.number, good, _Ended(one, dual.gap, value, dual)
-    minimise = descend_with_scale if scaled else descend
-    phi = _start(minimise, term, design, target, weights, kind)
+
+@stage(0, 1)
+def _search(
+    loss: Any, scaled: bool, design: Design, weights: Array, target: Array, settings: Mapping[str, Array]
+) -> Found:
+    """The minimum of a smooth loss."""
+    term, minimise = Term(loss, settings), descend_with_scale if scaled else descend
+    phi = _start(minimise, term, design, target, weights, kind_of(loss))
     phi, scale, steps, value, good = minimise(term, design, target, weights, phi)
-    return phi, steps, good, _Ended(scale, 0 * one, value)
+    return Found(phi, steps, good, _Ended(scale, jnp.zeros_like(scale), value))
+
+
+def _solve_linear_program(
+    loss: Any, design: Design, weights: Array, target: Array, settings: Mapping[str, Array]
+) -> Found:
+    """The minimum of a piecewise-linear loss."""
+    eps = float(jnp.finfo(target.dtype).eps)
+    wide, bounded = _as_bounded(loss, design, weights, target, settings)
+    dual = solve_piecewise_linear(wide, bounded, max(2e-11, 16 * eps))
+    return _end_of_program(loss, design, weights, target, settings, dual)
+
+
+@stage(0)
+def _as_bounded(
+    loss: Any, design: Design, weights: Array, target: Array, settings: Mapping[str, Array]
+) -> tuple[Design, Bounded]:
+    """The rows as bounds of dual variables: once, or twice for a loss with two kinks."""
+    bounded = _bounds(Term(loss, settings), target, weights)
+    copies = len(bounded.target) // len(target)
+    return design._replace(rows=jnp.tile(design.rows, (copies, 1))), bounded
+
+
+@stage(0)
+def _end_of_program(
+    loss: Any, design: Design, weights: Array, target: Array, settings: Mapping[str, Array], dual: Dual
+) -> Found:
+    losses = Term(loss, settings).value(matmul(design.rows, dual.phi), target)
+    value = jnp.sum(jnp.where(weights == 0, 0, weights * losses)) + 0.5 * dual.phi @ design.penalty @ dual.phi
+    good = dual.gap <= max(1e-10, 64 * float(jnp.finfo(target.dtype).eps))
+    return Found(dual.phi, dual.number, good, _Ended(jnp.ones_like(value), dual.gap, value, dual))
 
 
 def _start(minimise: Any, term: Term, design: Design, target: Array, weights: Array, kind: Kind) -> Array:
     """Coordinates to start from: those of a sample, if there are many rows."""
-    if len(target) <= START_ROWS or (kind is Kind.CONVEX and term.residual):
+    if len(target) <= (START_ROWS if kind is Kind.REDESCENDING else MANY_ROWS) or (
+        kind is Kind.CONVEX and term.residual
+    ):
         return _first(term, design, target, weights, kind, 0.0)
     part = _sample(term, design, target, weights)
     phi = _first(*part, kind, 1e-4)
@@ -238,7 +341,7 @@ def _first(term: Term, design: Design, target: Array, weights: Array, kind: Kind
         return phi
     size, large = jnp.sum(weights * jnp.abs(matmul(design.rows, phi) - target)), phi @ phi + jnp.sum(target * target)
     held = _with_ridge(design._replace(penalty=0 * design.penalty), ridge * size / jnp.where(large > 0, large, 1))
-    return interior_point(held, Bounded(target, -weights, weights), 1e-3).phi
+    return interior_point(held, Bounded(target, -weights, weights), 1e-3, False).phi
 
 
 def _linked(term: Term, mean: Array) -> Array:
@@ -285,13 +388,9 @@ def _with_derivatives(
     slopes, count, term = x.shape[1], len(solution.params), Term(loss, settings)
     solution, (scale, gap, known, dual) = lax.stop_gradient((solution, ended))
 
-    def predictor(params: Array, x: Array, shift: Array) -> Array:
-        pred = matmul(x - shift[None], params[:slopes])
-        return pred + params[slopes] if intercept else pred
-
     def objective_of(params: Array, shift: Array, scale: Array, rows: Rows) -> Array:
         term = Term(loss, rows.settings)
-        losses = term.value(_calm(term, predictor(params, rows.x, shift), rows), rows.target, scale)
+        losses = term.value(_calm(term, predictor(params, rows.x, shift, intercept), rows), rows.target, scale)
         total = jnp.sum(jnp.where(rows.weights == 0, 0, rows.weights * losses))
         return total + 0.5 * rows.l2 * jnp.sum(params[:slopes] * params[:slopes])
 
@@ -304,15 +403,13 @@ def _with_derivatives(
     idle = 1.0 * jnp.all(solution.back == 0, axis=0)
     rows_of_median = (jnp.asarray(0), jnp.asarray(0))
     if scaled:
-        start = predictor(solution.params, x, solution.shift)
+        start = predictor(solution.params, x, solution.shift, intercept)
         rows_of_median = median_places(jnp.abs(lax.stop_gradient(start - target)), lax.stop_gradient(weights))
-        if kind_of(loss) is Kind.QUADRATIC:
-            scale = lax.stop_gradient(scale_of(start - target, rows_of_median))
 
     def equations(change: Array) -> Array:
         moved = change[:count]
         params = solution.params + matmul(solution.back, moved)
-        eta = _calm(term, predictor(params, x, solution.shift), rows)
+        eta = _calm(term, predictor(params, x, solution.shift, intercept), rows)
         if dual is not None:
             return gradient(params, _pulls_of_dual(term, eta, target, weights, dual)) + idle * moved
         if not scaled:
@@ -327,12 +424,18 @@ def _with_derivatives(
     if scaled:
         scale = scale + change[count]
     at = (params, solution.shift, scale, rows)
-    objective = objective_of(*at) if known is None or scaled else valued(objective_of, known, *at)
+    objective = valued(objective_of, known, *at)
     coef, constant = params[:slopes], solution.constant
     if intercept:
         constant = constant + change_of_params[-1] - matmul(solution.shift, change_of_params[:-1])
     good = solution.converged & jnp.isfinite(objective) & (jnp.sum(weights) > 0)
     return LinearFit(coef, constant, scale, objective, solution.iterations, good, solution.rank, gap, Partial(loss))
+
+
+def predictor(params: Array, x: Array, shift: Array, intercept: bool) -> Array:
+    """The linear predictor of the rows, from parameters of the shifted columns."""
+    pred = matmul(x - shift[None], params[: x.shape[1]])
+    return pred + params[-1] if intercept else pred
 
 
 def _calm(term: Term, eta: Array, rows: Rows) -> Array:

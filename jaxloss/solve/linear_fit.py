@@ -14,7 +14,7 @@ from jax.tree_util import Partial
 
 from jaxloss.contract import ShapeError, loss_name
 from jaxloss.solve.design import centred, factors_of, matmul
-from jaxloss.solve.rows import Rows, by_column, checked, input_of
+from jaxloss.solve.inputs import Rows, by_column, checked, input_of
 from jaxloss.solve.term import Kind, Term, kind_of, mean_of
 
 __all__ = ["LinearFit"]

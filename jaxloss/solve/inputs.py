@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
 from jaxloss.contract import (
     Domain,
@@ -23,8 +22,9 @@ from jaxloss.contract import (
     unbound,
 )
 from jaxloss.lift import traits
+from jaxloss.solve.stages import is_concrete
 
-__all__ = ["Rows", "by_column", "checked", "input_of", "is_concrete"]
+__all__ = ["Rows", "by_column", "checked", "has_columns", "input_of"]
 
 Array = jax.Array
 
@@ -37,11 +37,6 @@ class Rows(NamedTuple):
     weights: Array
     settings: Mapping[str, Array]
     l2: Array
-
-
-def is_concrete(*values: Any) -> bool:
-    """Whether none is traced, so that the values may be looked at."""
-    return not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(values))
 
 
 def input_of(name: str, x: Any) -> Array:
@@ -180,6 +175,12 @@ def _finite(x: Any) -> bool:
         return bool(np.isfinite(np.asarray(x.sum())))
 
 
+def has_columns(rows: Rows) -> bool:
+    """Whether there are several targets, settings or ridges, and so as many fits."""
+    wide = any(value.ndim == 1 or (value.ndim == 2 and value.shape[1] > 1) for value in rows.settings.values())
+    return rows.target.ndim == 2 or rows.l2.ndim == 1 or wide
+
+
 def by_column(function: Callable, rows: Rows, more: tuple[Any, ...] = (), axes: tuple[int, ...] = ()) -> Any:
     """The function of rows with one target, mapped over the columns that targets, settings or l2 have, if any."""
     x, target, weights, settings, l2 = rows
@@ -187,7 +188,6 @@ def by_column(function: Callable, rows: Rows, more: tuple[Any, ...] = (), axes: 
         key: 0 if value.ndim == 1 else 1 if value.ndim == 2 and value.shape[1] > 1 else None
         for key, value in settings.items()
     }
-    many = target.ndim == 2 or any(axis is not None for axis in level.values()) or l2.ndim == 1
 
     def vector(value: Array) -> Array:
         """A setting of one column: a number, or one for each row."""
@@ -197,7 +197,7 @@ def by_column(function: Callable, rows: Rows, more: tuple[Any, ...] = (), axes: 
     def single(target: Array, weights: Array, settings: Mapping[str, Array], l2: Array, *more: Any) -> Any:
         return function(Rows(x, target, weights, {key: vector(value) for key, value in settings.items()}, l2), *more)
 
-    if not many:
+    if not has_columns(rows):
         return single(target, weights, settings, l2, *more)
     if weights.ndim == 2 and weights.shape[1] == 1:
         weights = weights[:, 0]

@@ -1,0 +1,73 @@
+"""Control flow that a concrete call decides on the host, and a traced one inside its program.
+
+XLA compiles both sides of every branch. A call on values that can be seen runs its stages one after another, each a
+program of its own, and compiles what is seldom needed only when it is; under `jit`, `vmap` and `grad` the same stages
+are parts of one program.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.core import Tracer
+
+__all__ = ["is_concrete", "stage", "unless", "while_loop"]
+
+FEW_ROWS = 2**14
+"""Up to so many rows compiling takes longer than running, and programs are compiled the quick way."""
+QUICK = {"xla_cpu_use_fusion_emitters": False}
+"""XLA's older code generator for loops compiles nearly twice as fast; what it makes can be a fifth slower."""
+
+
+def is_concrete(*values: Any) -> bool:
+    """Whether none is traced, so that the values may be looked at."""
+    return not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(values))
+
+
+def stage(*static: int) -> Callable[[Callable], Callable]:
+    """Compile a function of arrays as a program of its own on concrete calls, quickly where rows are few.
+
+    static: the places of its arguments that are no arrays. Traced, the function is a part of the caller's program.
+    """
+
+    def compiled(function: Callable) -> Callable:
+        usual = jax.jit(function, static_argnums=static)
+        quick = jax.jit(function, static_argnums=static, compiler_options=QUICK)
+
+        @functools.wraps(function)
+        def run(*args: Any) -> Any:
+            if not is_concrete(args):
+                return function(*args)
+            rows = max((leaf.shape[0] for leaf in jax.tree.leaves(args) if jnp.ndim(leaf)), default=0)
+            return (quick if rows <= FEW_ROWS else usual)(*args)
+
+        return run
+
+    return compiled
+
+
+def unless(good: jax.Array, found: Any, otherwise: Callable[[jax.Array], Any]) -> Any:
+    """What was found if it is good, else `otherwise(bad)`.
+
+    Traced it is a loop of at most one turn: mapped, it is skipped where all are good; `cond` would always compute both.
+    For this the work must depend on `bad`, which is True: XLA moves what does not out of a loop.
+    """
+    if is_concrete(good):
+        return found if good else otherwise(jnp.asarray(True))
+    return lax.while_loop(
+        lambda state: ~state[0], lambda state: (jnp.asarray(True), otherwise(~state[0])), (good, found)
+    )[1]
+
+
+def while_loop(going: Callable[[Any], jax.Array], step: Callable[[Any], Any], state: Any) -> Any:
+    """`lax.while_loop`, or a loop on the host, which compiles the stages of a step one by one."""
+    if not is_concrete(state):
+        return lax.while_loop(going, step, state)
+    while going(state):
+        state = step(state)
+    return state

@@ -21,7 +21,7 @@ import jaxloss as J
 from jaxloss.solve import solve_linear
 
 LONG = np.longdouble
-HARD = {np.float32: (1e7, 1e4), np.float64: (1e13, 1e8)}
+HARD = {np.float32: (1e7, 1e8), np.float64: (1e13, 1e8)}
 """How many spreads an offset has at most, and how far group weights lie apart."""
 
 
@@ -146,22 +146,72 @@ def inverse_of(matrix):
     return both[:, count:] * unit[:, None] * unit
 
 
+def exact_product(matrix, vectors):
+    """matrixᵀ·(the sum of the vectors), by the exact sums and products of Dekker, to twice the digits: two parts."""
+
+    def halves(value):
+        large = value * LONG(2**32 + 1)
+        high = large - (large - value)
+        return high, value - high
+
+    total, rest = 0 * matrix.T @ vectors[0], 0 * matrix.T @ vectors[0]
+    for vector in vectors:
+        terms = matrix * vector[:, None]
+        (a, b), (c, d) = halves(matrix), halves(vector[:, None])
+        rest = rest + np.sum(((a * c - terms) + a * d + b * c) + b * d, axis=0)
+        while len(terms) > 1:
+            terms = np.pad(terms, ((0, len(terms) % 2), (0, 0)))
+            one, other = terms[::2], terms[1::2]
+            terms = one + other
+            back = terms - one
+            rest = rest + np.sum((one - (terms - back)) + (other - back), axis=0)
+        one, total = total, total + terms[0]
+        back = total - one
+        rest = rest + (one - (total - back)) + (terms[0] - back)
+    return total, rest
+
+
+def basis_of(x, root):
+    """Gram and Schmidt, twice: the matrix that makes the columns of root·x orthonormal; None if they are dependent.
+
+    In such a basis a group of light rows is not lost beside heavy ones.
+    """
+    count = x.shape[1]
+    rows, back = x.copy(), np.eye(count, dtype=LONG)
+    for place in range(count):
+        for _ in range(2):
+            for other in range(place):
+                share = np.sum(root * rows[:, other] * (root * rows[:, place]))
+                rows[:, place] -= share * rows[:, other]
+                back[:, place] -= share * back[:, other]
+            size = np.sqrt(np.sum(np.square(root * rows[:, place])))
+            if not size > 1e-14 * np.sqrt(np.sum(np.square(root * x[:, place]))):
+                return None
+            rows[:, place] /= size
+            back[:, place] /= size
+    return rows, back
+
+
 def newton(rho, x, y, w, start):
     """The minimum of Σwρ near `start`, the sum and standard errors there, in long doubles; None if there is none."""
     theta, last = start, np.inf
     for _ in range(100):
         value, slope, bend = rho(x @ theta, y)
         value, slope = np.sum(w * value), w * slope
-        inverse = inverse_of(x.T @ ((w * bend)[:, None] * x))
+        basis = basis_of(x, np.sqrt(w * np.abs(bend)))
+        inverse = basis and inverse_of(basis[0].T @ ((w * bend)[:, None] * basis[0]))
         if inverse is None or not np.all(np.isfinite(inverse)):
             return None
-        move = -inverse @ (x.T @ slope)
-        decrement = -(x.T @ slope) @ move
-        errors = np.sqrt(np.sum(np.square(inverse @ (x * slope[:, None]).T), axis=1))
-        if np.all(np.abs(move) <= 1e-17 * np.abs(theta) + 1e-15 * errors) or (last < 1e-25 * value):
+        rows, back = basis
+        gradient = sum(exact_product(back, exact_product(x, [slope])))
+        move, decrement = -back @ inverse @ gradient, gradient @ inverse @ gradient
+        errors = np.sqrt(np.sum(np.square(back @ inverse @ (rows * slope[:, None]).T), axis=1))
+        if np.all(np.abs(move) <= 1e-18 * np.abs(theta) + 1e-16 * errors):
             return theta, value, errors
         if not decrement > 0:
             return None
+        if decrement < 1e-22 * value and decrement > 0.1 * last:
+            return theta + move, value, errors
         last, size = decrement, LONG(1)
         while size > 1e-6 and not np.sum(w * rho(x @ (theta + size * move), y)[0]) <= value * (1 + LONG(1e-17)):
             size /= 2

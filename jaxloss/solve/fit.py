@@ -80,7 +80,7 @@ class LinearFit:
         >>> solve_linear(x, y).covariance(x, y).diagonal().round(4).tolist()
         [0.019999..., 0.0700000...]
         """
-        rows = checked("covariance", self.loss, x, target, weights, where, 0.0)
+        rows = checked("covariance", self.loss, x, target, weights, where, 0.0, intercept)
         return _covariance_of_columns(self.loss.func, rows, self.coef, self.intercept, self.scale, bool(intercept))
 
     def standard_errors(self, x: Any, target: Any, **more: Any) -> Array:

@@ -53,7 +53,7 @@ def solve_linear(
 ) -> LinearFit:
     """Minimise Σwℓ(x·coef + intercept, target) + ½·l2·‖coef‖² over coef and intercept; exactly.
 
-    x: (n, d), floating. target: (n,), or (n, k) for k outputs. loss: made by `pointwise`, with its settings bound by
+    x: (n, d), floating; of no columns, (n, 0), for an intercept alone: a location, a median, a rate. target: (n,), or (n, k) for k outputs. loss: made by `pointwise`, with its settings bound by
     `Partial`; a setting may be a number, one for each output, or (n, 1). A vector of settings with one target fits
     each: `Partial(quantile, level=jnp.array([0.1, 0.5, 0.9]))`.
     weights ≥ 0, where: scalars, or of the target's rank with each axis equal or 1. l2 ≥ 0: a number, or one for each
@@ -82,7 +82,7 @@ def solve_linear(
     """
     function, _ = unbound(loss)
     name = f"solve_linear({loss_name(loss)})"
-    rows = checked(name, loss, x, target, weights, where, l2)
+    rows = checked(name, loss, x, target, weights, where, l2, intercept)
     known = traits(function)
     if not known.residual and known.pred is not POSITIVE and known.pred is not ABOVE_MINUS_ONE:
         raise TypeError(f"{name}: needs a loss of pred − target, or one of positive predictions, which get a log link")

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxloss.solve.certificate import INDEPENDENT, inverse_of, lengths, rounding_of, settled
+from jaxloss.solve.certificate import inverse_of, lengths, rounding_of, settled
 from jaxloss.solve.design import Design, hessian, matmul, summed, unless
 from jaxloss.solve.term import Term
 
@@ -81,10 +81,9 @@ def descend(term: Term, design: Design, target: Array, weights: Array, phi: Arra
         )
 
     def pulled(phi: Array, eta: Array, scale: Array) -> tuple[Array, Array]:
-        """The gradient, and its share of the length of what it sums."""
+        """The gradient, and the length of what it sums."""
         pulls = jnp.where(absent, 0, weights * term.slope(eta, target, scale))
-        gradient = summed(pulls, design.rows) + design.penalty @ phi
-        return gradient, gradient_share(gradient, jnp.sqrt(jnp.sum(pulls * pulls)))
+        return summed(pulls, design.rows) + design.penalty @ phi, jnp.sqrt(jnp.sum(pulls * pulls))
 
     def step(state: _State) -> _State:
         phi, eta, scale = state.phi, state.eta, state.scale
@@ -123,16 +122,19 @@ def descend(term: Term, design: Design, target: Array, weights: Array, phi: Arra
         scale = jnp.where(whole, jnp.maximum(0.5 * scale, 1), scale)
         value = jnp.where(moved, value, state.value)
         value = unless(final, value, lambda bad: total(phi, eta * bad, scale))
-        gradient, share = pulled(phi, eta, scale)
+        gradient, length = pulled(phi, eta, scale)
+        share = gradient_share(gradient, length)
         still = whole & (jnp.max(jnp.abs(move)) <= 4 * eps * jnp.max(jnp.abs(phi)))
         rounding = (share <= eps**0.75) & (share > 0.5 * state.share)  # what is left no longer shrinks
+        noise = jnp.sqrt(jnp.sum(jnp.square(jnp.where(absent, 0, weights * bend * eta))))
+        solved = gradient_share(gradient, length + noise) <= 4 * eps
         stuck = ~moved & (state.blend >= 1)
         blend = jnp.where(
             whole,
             jnp.where(state.blend > 0.02, 0.25 * state.blend, 0),
             jnp.minimum(jnp.maximum(4 * state.blend, 0.1), 1),
         )
-        done = final & (still | rounding | stuck)
+        done = final & (still | solved | rounding | stuck)
         return _State(phi, eta, value, gradient, share, blend, scale, matrix, state.number + 1, done)
 
     def going(state: _State) -> Array:
@@ -141,8 +143,9 @@ def descend(term: Term, design: Design, target: Array, weights: Array, phi: Arra
     eta, one = matmul(design.rows, phi), jnp.ones((), target.dtype)
     scale = graduated(term, eta, target, weights, one) if term.residual else one
     blend = jnp.asarray(0 if term.convex else 1, target.dtype)
-    value, matrix = total(phi, eta, scale), design.penalty
-    start = _State(phi, eta, value, *pulled(phi, eta, scale), blend, scale, matrix, jnp.asarray(0), jnp.asarray(False))
+    value, (gradient, length) = total(phi, eta, scale), pulled(phi, eta, scale)
+    share, no = gradient_share(gradient, length), jnp.asarray(False)
+    start = _State(phi, eta, value, gradient, share, blend, scale, design.penalty, jnp.asarray(0), no)
     state = lax.while_loop(going, step, start)
     good = certified(
         term, design, target, weights, state.phi, state.eta, state.matrix, state.gradient, state.value, one
@@ -169,4 +172,5 @@ def certified(
     pulls, rounding = lengths(design.rows, pulls, rounding_of(term, eta, target, bend))
     _, inverse, independence = inverse_of(matrix)
     good, _ = settled(design.back, inverse, gradient, rounding, pulls, matmul(design.back, phi), value)
-    return good & (independence > INDEPENDENT)
+    # Where the coordinates depend on each other, the own unit of each cannot be seen in them.
+    return good & (independence > jnp.finfo(phi.dtype).eps ** 0.25)

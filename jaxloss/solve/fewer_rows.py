@@ -71,13 +71,17 @@ def solve_piecewise_linear(design: Design, rows: Bounded, tolerance: float) -> D
         after = matmul(design.rows, dual.phi) - rows.target
         same = jnp.all(near | ~present | ((after > 0) == (residual > 0)))
         dual = dual._replace(number=state.dual.number + dual.number)
-        return _State(dual, chosen, side, state.round + 1, ~early & same & (dual.gap <= tolerance))
+        return _State(dual, chosen, side, state.round + 1, ~early & same & (dual.gap <= tolerance) & dual.proved)
 
     part = design._replace(rows=design.rows[first], penalty=share * design.penalty)
     phi = regress(part, rows.target[first], present[first].astype(rows.target.dtype))
     nothing, number = jnp.zeros(few, phi.dtype), jnp.asarray(0)
     start = _State(
-        Dual(phi, nothing, nothing, nothing[0], number), first, jnp.zeros_like(rows.target), number, jnp.asarray(False)
+        Dual(phi, nothing, nothing, nothing[0], number, jnp.asarray(False)),
+        first,
+        jnp.zeros_like(rows.target),
+        number,
+        jnp.asarray(False),
     )
     state = lax.while_loop(lambda state: ~state.done & (state.round < ROUNDS), round, start)
     y, give = (

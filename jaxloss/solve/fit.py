@@ -31,7 +31,9 @@ class LinearFit:
     below are numbers, or (k,).
     scale: the unit of the loss's settings: of the residuals with `scale_estimator`, else 1.
     objective: Σwℓ + ½·l2·‖coef‖² at the fit. iterations: steps taken.
-    converged: whether this is the minimum, or for a loss that is not convex a minimum, to the digits the type can tell.
+    converged: whether this is the minimum, or for a loss that is not convex a minimum, to the digits the type can tell:
+    no parameter off by more than a few roundings of itself, or a sliver of its standard error. Where the type cannot
+    tell, as for a group of rows whose weight is lost beside that of others, it is False.
     rank: of the columns and the intercept's; below their number, the coefficients are the least of many (in norm).
     gap: how far the objective can be above the least possible, relative; for piecewise-linear losses, else 0.
     loss: the loss with its settings.

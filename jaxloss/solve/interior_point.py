@@ -39,13 +39,18 @@ class Rest(NamedTuple):
 
 
 class Dual(NamedTuple):
-    """How it ended: coordinates, the dual variables, how far each gives way to its residual, and the relative gap."""
+    """How it ended: coordinates, the dual variables, how far each gives way to its residual, and the relative gap.
+
+    proved: whether the gap, which cannot see rows of small weight, is all that can be said, or the vertex has dual
+    variables inside the bounds of every row that it meets, each in its own unit.
+    """
 
     phi: Array
     y: Array
     give: Array
     gap: Array
     number: Array
+    proved: Array
 
 
 class _State(NamedTuple):
@@ -174,12 +179,18 @@ def interior_point(
     # The dual variables of the vertex: at their bounds, but for the rows it meets, which must balance the others.
     side = jnp.where(matmul(inside.rows, vertex) > target, high, low).at[chosen].set(0)
     balance = balance_of(vertex, side)
-    met = jnp.linalg.solve(matrix.T, -balance * inside.active)
+    unseen = 4 * eps * jnp.sqrt(summed(side * side, inside.rows * inside.rows))
+    found = jnp.linalg.solve(matrix.T, jnp.column_stack([-balance * inside.active, jnp.diag(unseen)]))
+    met, unsure = found[:, 0], jnp.sum(jnp.abs(found[:, 1:]), axis=1)
+    past = (jnp.maximum(met - high[chosen], low[chosen] - met) + 100 * unsure) / (high - low)[chosen]
+    close = jnp.abs(matmul(inside.rows, vertex) - target) <= 16 * eps * (jnp.abs(target) + jnp.max(jnp.abs(vertex)))
+    degenerate = jnp.sum(close & present) > jnp.sum(inside.active)  # then other rows would do as well
+    proved = tied | degenerate | (exact & jnp.all((past <= 0.01) | ~inside.active))
     side = side.at[chosen].set(jnp.clip(met, low[chosen], high[chosen]))
     gap, certified = jnp.minimum(gap_of(phi, state.y), state.gap), gap_of(vertex, side)
     certain = exact & (certified < gap)
     y, gap = jnp.where(certain, side, state.y), jnp.where(certain, certified, gap)
-    return Dual(phi * unit, y * weight, give * (weight / unit), gap, state.number)
+    return Dual(phi * unit, y * weight, give * (weight / unit), gap, state.number, proved)
 
 
 def _vertex(design: Design, target: Array, phi: Array, give: Array) -> tuple[Array, Array, Array]:

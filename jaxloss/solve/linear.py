@@ -53,7 +53,8 @@ def solve_linear(
 ) -> LinearFit:
     """Minimise Σwℓ(x·coef + intercept, target) + ½·l2·‖coef‖² over coef and intercept; exactly.
 
-    x: (n, d), floating; of no columns, (n, 0), for an intercept alone: a location, a median, a rate. target: (n,), or (n, k) for k outputs. loss: made by `pointwise`, with its settings bound by
+    x: (n, d), floating; (n, 0) for an intercept alone: a location, a median, a rate. target: (n,), or (n, k) for k
+    outputs. loss: made by `pointwise`, with its settings bound by
     `Partial`; a setting may be a number, one for each output, or (n, 1). A vector of settings with one target fits
     each: `Partial(quantile, level=jnp.array([0.1, 0.5, 0.9]))`.
     weights ≥ 0, where: scalars, or of the target's rank with each axis equal or 1. l2 ≥ 0: a number, or one for each
@@ -107,7 +108,8 @@ def _warn(name: str, fit: LinearFit, full: int) -> None:
         )
     if not np.all(np.asarray(fit.converged)):
         warnings.warn(
-            f"{name}: did not converge in {int(np.max(np.asarray(fit.iterations)))} steps; see .converged",
+            f"{name}: did not converge in {int(np.max(np.asarray(fit.iterations)))} steps: {np.asarray(fit.coef).dtype} "
+            "cannot tell every parameter's last digits, or there is no minimum; see .converged",
             RuntimeWarning,
             stacklevel=3,
         )
@@ -136,7 +138,7 @@ def _solve_one(loss: Any, intercept: bool, scaled: bool, rows: Rows) -> LinearFi
         (phi, steps, good, ended), design = with_design(solve, intercept)(x, weights, l2, near.target, settings)
         params, rest = matmul(design.back, phi), jnp.zeros(len(phi), x.dtype)
         if kind is not Kind.LINEAR:
-            found = (params, rest), ended.scale, ended.objective, steps, good
+            found = (params, rest), ended.scale, ended.objective, 0 * steps, good
             found = unless(good, found, lambda bad: _polish(loss, intercept, scaled, near, design, params, bad))
             (params, rest), scale, objective, more, good = found
             ended, steps = ended._replace(scale=scale, objective=objective), steps + more
@@ -191,8 +193,8 @@ def _solve_in_basis(
         bounded = _bounds(term, target, weights)
         copies = len(bounded.target) // len(target)
         wide = design._replace(rows=jnp.tile(design.rows, (copies, 1)))
-        dual = solve_piecewise_linear(wide, bounded, max(2e-11, 16 * eps))
-        good = dual.gap <= max(1e-10, 64 * eps)
+        dual = solve_piecewise_linear(wide, bounded, max(2e-11, 4 * eps))
+        good = dual.proved & (dual.gap <= max(1e-10, 64 * eps))
         losses = term.value(matmul(design.rows, dual.phi), target)
         value = jnp.sum(jnp.where(weights == 0, 0, weights * losses)) + 0.5 * dual.phi @ design.penalty @ dual.phi
         return dual.phi, dual.number, good, _Ended(one, dual.gap, value, dual)

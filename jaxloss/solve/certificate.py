@@ -77,10 +77,6 @@ def inverse_of(matrix: Array) -> tuple[Array, Array, Array]:
     return factor, matmul(factor, factor.T), jnp.min(jnp.square(jnp.diag(lower)))
 
 
-INDEPENDENT = 1e-3
-"""The least independence of coordinates of which the own units of each can be seen."""
-
-
 class _State(NamedTuple):
     params: Pair
     back: Array

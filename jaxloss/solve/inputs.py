@@ -52,7 +52,9 @@ def input_of(name: str, x: Any) -> Array:
     return x if x.dtype.itemsize >= 4 else x.astype(jnp.float32)
 
 
-def checked(name: str, loss: Any, x: Any, target: Any, weights: Any, where: Any, l2: Any) -> Rows:
+def checked(
+    name: str, loss: Any, x: Any, target: Any, weights: Any, where: Any, l2: Any, intercept: bool = True
+) -> Rows:
     """Everything in one type, masked rows emptied; one line for what is wrong, where it can be seen at no cost."""
     check_loss(loss)
     function, settings = unbound(loss)
@@ -67,7 +69,7 @@ def checked(name: str, loss: Any, x: Any, target: Any, weights: Any, where: Any,
         raise ShapeError(
             f"{name}: x has shape {x.shape} and target has shape {shape}; target must be (rows,) or (rows, outputs)"
         )
-    if min(x.shape) == 0 or 0 in shape:
+    if 0 in shape or (x.shape[1] == 0 and not intercept):
         raise ShapeError(f"{name}: x has shape {x.shape} and target {shape}; there is nothing to fit")
     for what, value in (("weights", weights), ("l2", l2)):
         if value is not None:

@@ -40,13 +40,18 @@ class Rest(NamedTuple):
 
 
 class Dual(NamedTuple):
-    """How it ended: coordinates, the dual variables, how far each gives way to its residual, and the relative gap."""
+    """How it ended: coordinates, the dual variables, how far each gives way to its residual, and the relative gap.
+
+    proved: whether the gap, which cannot see rows of small weight, is all that can be said, or the vertex has dual
+    variables inside the bounds of every row that it meets, each in its own unit.
+    """
 
     phi: Array
     y: Array
     give: Array
     gap: Array
     number: Array
+    proved: Array
 
 
 class _State(NamedTuple):
@@ -180,7 +185,7 @@ def interior_point(
     up, down = high - state.y, state.y - low
     give = jnp.where(present, 1 / (state.above / up + state.below / down), 0)
     if not exact:
-        return Dual(state.phi * unit, state.y * weight, give * (weight / unit), state.gap, state.number)
+        return Dual(state.phi * unit, state.y * weight, give * (weight / unit), state.gap, state.number, tied)
     vertex, chosen, inverse = _vertex(inside, target, state.phi, give)
     residual = matmul(inside.rows, vertex) - target
     value = objective(vertex, residual)
@@ -188,12 +193,18 @@ def interior_point(
     # The dual variables of the vertex: at their bounds, but for the rows it meets, which must balance the others.
     side = jnp.where(residual > 0, high, low).at[chosen].set(0)
     met = matmul(inverse.T, -balance_of(vertex, side) * inside.active)
+    unseen = 4 * eps * jnp.sqrt(summed(side * side, inside.rows * inside.rows))
+    past = jnp.maximum(met - high[chosen], low[chosen] - met) + 100 * matmul(jnp.abs(inverse.T), unseen)
+    close = jnp.abs(residual) <= 16 * eps * (jnp.abs(target) + jnp.max(jnp.abs(vertex)))
+    degenerate = jnp.sum(close & present) > jnp.sum(inside.active)  # then other rows would do as well
+    within = jnp.all((past <= 0.01 * (high - low)[chosen]) | ~inside.active)
+    proved = tied | degenerate | (better & within)
     side = side.at[chosen].set(jnp.clip(met, low[chosen], high[chosen]))
     held, certified = jax.vmap(lambda y: gap_of(vertex, residual, value, y))(jnp.stack([state.y, side]))
     y = jnp.where(better & (certified < jnp.minimum(held, state.gap)), side, state.y)
     gap = jnp.where(better, jnp.minimum(jnp.minimum(held, certified), state.gap), state.gap)
     phi = jnp.where(better, vertex, state.phi)
-    return Dual(phi * unit, y * weight, give * (weight / unit), gap, state.number)
+    return Dual(phi * unit, y * weight, give * (weight / unit), gap, state.number, proved)
 
 
 def _vertex(design: Design, target: Array, phi: Array, give: Array) -> tuple[Array, Array, Array]:

@@ -57,9 +57,9 @@ def solve_linear(
 ) -> LinearFit:
     """Minimise Σwℓ(x·coef + intercept, target) + ½·l2·‖coef‖² over coef and intercept; exactly.
 
-    x: (n, d), floating. target: (n,), or (n, k) for k outputs. loss: made by `pointwise`, with its settings bound by
-    `Partial`; a setting may be a number, one for each output, or (n, 1). A vector of settings with one target fits
-    each: `Partial(quantile, level=jnp.array([0.1, 0.5, 0.9]))`.
+    x: (n, d), floating; (n, 0) for an intercept alone: a location, a median, a rate. target: (n,), or (n, k) for k
+    outputs. loss: made by `pointwise`, with its settings bound by `Partial`; a setting may be a number, one for each
+    output, or (n, 1). A vector of settings with one target fits each: `Partial(quantile, level=jnp.array([0.1, 0.9]))`.
     weights ≥ 0, where: scalars, or of the target's rank with each axis equal or 1. l2 ≥ 0: a number, or one for each
     output; the intercept is free of it.
     scale_estimator: "mad" estimates the scale s = median|r|/0.674489750196 of the residuals with the coefficients, and
@@ -86,7 +86,7 @@ def solve_linear(
     """
     function, _ = unbound(loss)
     name = f"solve_linear({loss_name(loss)})"
-    rows = checked(name, loss, x, target, weights, where, l2)
+    rows = checked(name, loss, x, target, weights, where, l2, intercept)
     known = traits(function)
     if not known.residual and known.pred is not POSITIVE and known.pred is not ABOVE_MINUS_ONE:
         raise TypeError(f"{name}: needs a loss of pred − target, or one of positive predictions, which get a log link")
@@ -111,7 +111,8 @@ def _warn(name: str, fit: LinearFit, full: int) -> None:
         )
     if not np.all(np.asarray(fit.converged)):
         warnings.warn(
-            f"{name}: did not converge in {int(np.max(np.asarray(fit.iterations)))} steps; see .converged",
+            f"{name}: did not converge in {int(np.max(np.asarray(fit.iterations)))} steps: {np.asarray(fit.coef).dtype} "
+            "cannot tell every parameter's last digits, or there is no minimum; see .converged",
             RuntimeWarning,
             stacklevel=3,
         )
@@ -280,7 +281,7 @@ def _solve_linear_program(
     """The minimum of a piecewise-linear loss."""
     eps = float(jnp.finfo(target.dtype).eps)
     wide, bounded = _as_bounded(loss, design, weights, target, settings)
-    dual = solve_piecewise_linear(wide, bounded, max(2e-11, 16 * eps))
+    dual = solve_piecewise_linear(wide, bounded, max(2e-11, 4 * eps))
     return _end_of_program(loss, design, weights, target, settings, dual)
 
 
@@ -300,7 +301,7 @@ def _end_of_program(
 ) -> Found:
     losses = Term(loss, settings).value(matmul(design.rows, dual.phi), target)
     value = jnp.sum(jnp.where(weights == 0, 0, weights * losses)) + 0.5 * dual.phi @ design.penalty @ dual.phi
-    good = dual.gap <= max(1e-10, 64 * float(jnp.finfo(target.dtype).eps))
+    good = dual.proved & (dual.gap <= max(1e-10, 64 * float(jnp.finfo(target.dtype).eps)))
     return Found(dual.phi, dual.number, good, _Ended(jnp.ones_like(value), dual.gap, value, dual))
 
 

@@ -31,7 +31,9 @@ class LinearFit:
     below are numbers, or (k,).
     scale: the unit of the loss's settings: of the residuals with `scale_estimator`, else 1.
     objective: Σwℓ + ½·l2·‖coef‖² at the fit. iterations: steps taken.
-    converged: whether this is the minimum, or for a loss that is not convex a minimum, to the digits the type can tell.
+    converged: whether this is the minimum, or for a loss that is not convex a minimum, to the digits the type can tell:
+    no parameter off by more than a few roundings of itself, or a sliver of its standard error. Where the type cannot
+    tell, as for a group of rows whose weight is lost beside that of others, it is False.
     rank: of the columns and the intercept's; below their number, the coefficients are the least of many (in norm).
     gap: how far the objective can be above the least possible, relative; for piecewise-linear losses, else 0.
     loss: the loss with its settings.
@@ -80,7 +82,7 @@ class LinearFit:
         >>> solve_linear(x, y).covariance(x, y).diagonal().round(4).tolist()
         [0.019999..., 0.0700000...]
         """
-        rows = checked("covariance", self.loss, x, target, weights, where, 0.0)
+        rows = checked("covariance", self.loss, x, target, weights, where, 0.0, intercept)
         return _covariance_of_columns(self.loss.func, rows, self.coef, self.intercept, self.scale, bool(intercept))
 
     def standard_errors(self, x: Any, target: Any, **more: Any) -> Array:

@@ -42,7 +42,8 @@ class _State(NamedTuple):
 def descend_with_scale(term: Term, design: Design, target: Array, weights: Array, phi: Array) -> tuple[Array, ...]:
     """Coordinates and scale at the joint solution reached from `phi`, the steps taken, and whether it is one."""
     eps, tiny = jnp.finfo(target.dtype).eps, jnp.finfo(target.dtype).tiny
-    zero, largest = jnp.zeros_like(target), jnp.max(jnp.abs(target) * (weights > 0))
+    one, zero = jnp.ones((), target.dtype), jnp.zeros_like(target)
+    largest = jnp.max(jnp.abs(target) * (weights > 0))
 
     def scale_at(residual: Array, places: tuple[Array, Array], times: Array) -> Array:
         return jnp.maximum(times * scale_of(residual, places), tiny)
@@ -65,33 +66,33 @@ def descend_with_scale(term: Term, design: Design, target: Array, weights: Array
         phi = best.phi + jnp.where(usable, state.move, 0)
         residual = matmul(design.rows, phi) - target
         places = median_places(jnp.abs(residual), weights)
-        times = jnp.where(first, graduated(term, residual, zero, weights, scale_at(residual, places, 1)), state.times)
+        times = jnp.where(first, graduated(term, residual, zero, weights, scale_at(residual, places, one)), state.times)
         times = jnp.where(first | state.newton, times, jnp.maximum(0.5 * times, 1))
         unit = scale_at(residual, places, times)
         pulls, bends, majorants = (
-            weights * one(residual, zero, unit) for one in (term.slope, term.curvature, term.majorant)
+            weights * part(residual, zero, unit) for part in (term.slope, term.curvature, term.majorant)
         )
         gradient = summed(pulls, design.rows) + design.penalty @ phi
         share = gradient_share(gradient, jnp.sqrt(pulls @ pulls))
-        there = Point(phi, residual + target, best.value, pulls, bends, gradient, share, best.matrix)
+        there = Point(phi, residual + target, best.value, pulls, bends, gradient, share, share, best.matrix)
         final = ~first & (state.times == 1)
         closer = jnp.max(jnp.abs(gradient)) <= 0.5 * jnp.max(jnp.abs(best.gradient))
         still = final & usable & (jnp.max(jnp.abs(state.move)) <= 4 * eps * jnp.max(jnp.abs(phi)))
         solved = final & (share <= 8 * eps)
         rounding = final & (share <= eps**0.75) & (share > 0.5 * best.share)  # what is left no longer shrinks
         keep = ~state.newton | (usable & closer) | solved
-        new = there, majorants, places, times
-        found = jax.tree.map(lambda one, other: jnp.where(keep, one, other), new, tuple(state[:4]))
-        perfect = scale_of(found[0].eta - target, found[2]) <= 64 * eps * largest
+        new = state._replace(best=there, majorants=majorants, places=places, times=times)
+        after = jax.tree.map(lambda new, old: jnp.where(keep, new, old), new, state)
+        perfect = scale_of(after.best.eta - target, after.places) <= 64 * eps * largest
         done = still | solved | rounding | (~first & perfect)
-        after = _State(*found, state.move, keep & final & (state.number > 1), state.number + 1, done)
+        after = after._replace(newton=keep & final & (state.number > 1), number=state.number + 1, done=done)
         return after._replace(move=step_from(after))
 
     def going(state: _State) -> Array:
         return ~state.done & (state.number <= STEPS)
 
-    one, nowhere = jnp.ones((), target.dtype), jnp.asarray(jnp.inf, target.dtype)
-    start = Point(phi, zero, nowhere, zero, zero, 0 * phi, nowhere, design.penalty)
+    nowhere = jnp.asarray(jnp.inf, target.dtype)
+    start = Point(phi, zero, nowhere, zero, zero, 0 * phi, nowhere, nowhere, design.penalty)
     nought, no = jnp.asarray(0), jnp.asarray(False)
     state = _State(start, zero, (nought, nought), one, 0 * phi, no, nought, no)
     state = lax.while_loop(going, attempt, state)

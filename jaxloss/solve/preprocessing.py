@@ -87,7 +87,7 @@ def _first(design: Design, rows: Bounded, few: int) -> tuple[Array, Array, _Stat
     part = design._replace(rows=design.rows[first], penalty=share * design.penalty)
     phi = regress(part, rows.target[first], present[first].astype(rows.target.dtype))
     nothing, number = jnp.zeros(few, phi.dtype), jnp.asarray(0)
-    dual = Dual(phi, nothing, nothing, jnp.asarray(jnp.inf, phi.dtype), number)
+    dual = Dual(phi, nothing, nothing, jnp.asarray(jnp.inf, phi.dtype), number, jnp.asarray(False))
     return first, share, _State(dual, first, jnp.zeros_like(rows.target), number, jnp.asarray(False), jnp.asarray(True))
 
 
@@ -115,7 +115,7 @@ def _choose(design: Design, rows: Bounded, state: _State, first: Array, share: A
 def _check(design: Design, rows: Bounded, part: _Part, state: _State, dual: Dual, tolerance: float) -> _State:
     """Whether a row that was left out has changed its side."""
     above = matmul(design.rows, dual.phi) - rows.target > 0
-    done = (state.round > 0) & jnp.all(part.near | (above == part.above)) & (dual.gap <= tolerance)
+    done = (state.round > 0) & jnp.all(part.near | (above == part.above)) & (dual.gap <= tolerance) & dual.proved
     dual = dual._replace(number=state.dual.number + dual.number)
     after = state.round + 1
     return _State(dual, part.chosen, part.side, after, done, ~done & (after < ROUNDS))

@@ -111,7 +111,7 @@ def _warn(name: str, fit: LinearFit, full: int) -> None:
         )
     if not np.all(np.asarray(fit.converged)):
         warnings.warn(
-            f"{name}: did not converge in {int(np.max(np.asarray(fit.iterations)))} steps: {np.asarray(fit.coef).dtype} "
+            f"{name}: did not converge in {int(np.max(np.asarray(fit.iterations)))} steps: {fit.coef.dtype} "
             "cannot tell every parameter's last digits, or there is no minimum; see .converged",
             RuntimeWarning,
             stacklevel=3,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from jaxloss import kink
 from jaxloss.contract import OPEN_UNIT, POSITIVE
 from jaxloss.lift import Traits, pointwise
 
@@ -59,9 +60,15 @@ def _expectile_curvature(pred: Array, target: Array, *, level: Array) -> Array:
     return 2 * _least_weight(pred - target, level)
 
 
+def _expectile_by_level(pred: Array, target: Array, *, level: Array) -> Array:
+    residual = pred - target
+    return -residual * kink.absolute(residual)
+
+
 @pointwise(
     slope=_expectile_slope,
     curvature=_expectile_curvature,
+    partials={"level": _expectile_by_level},
     domain={"level": OPEN_UNIT},
     traits=Traits(residual=True, convex=True, estimates="expectile(level)"),
 )

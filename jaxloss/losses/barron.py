@@ -141,14 +141,16 @@ def _alpha_slope(residual: Array, alpha: Array, scale: Array) -> Array:
     steeply = (0.5 * raised) * (u / a - kept) + 0.5 * (
         beta * (kept + 0.5 * u * exprel(jnp.where(steep, -0.5 * beta * u, 0)))
     )
-    # For α < 1: ½(u²·χ(y) − e^y·(u − 1 + e^(−u))), χ(y) = (1 + (y − 1)e^y)/y².
-    grown = power * power
+    # For α < 1: ½(u²·χ(y) − e^y·(u − 1 + e^(−u))), χ(y) = (1 + (y − 1)e^y)/y², over the root of e^y where that is large.
+    unit = jnp.maximum(power, 1)
+    grown = power * (power / unit)
     mild = jnp.abs(y) < 1
     inner, y = jnp.where(mild, y, 0), jnp.where(mild, 1, y)
-    chi = jnp.where(mild, exp_difference(inner, inner, single=11, double=20), (1 + (y - 1) * grown) / (y * y))
+    series_chi = exp_difference(inner, inner, single=11, double=20) / unit
+    chi = jnp.where(mild, series_chi, (1 / unit + (y - 1) * grown) / (y * y))
     inner = jnp.where(u < 1, -u, 0)
     bend = jnp.where(u < 1, u * u * exp_difference(0 * inner, inner, single=11, double=20), u - share)
-    general = 0.5 * (u * u * chi - grown * bend)
+    general = 0.5 * (u * u * chi - grown * bend) * unit
     slope = jnp.where(small, series, jnp.where(steep, steeply, general))
     return jnp.where(alpha < _LEAST, 0, slope)
 

@@ -139,6 +139,14 @@ def gamma_deviance(pred: Array, target: Array) -> Array:
     return jnp.where((pred == 0) & (target == 0), jnp.inf, deviance)
 
 
+_MOST = 2.0**40
+"""Of the size of a power: further out every mean but 1 raised to it is 0 or infinite."""
+
+
+def _within(power: Array | float) -> Array:
+    return jnp.clip(power, -_MOST, _MOST)
+
+
 def _mean_of(pred: Array, power: Array | float) -> Array:
     """pred as a positive finite number; NaN below 0, and 1 at power 0, where nothing is raised to a power."""
     return jnp.where(power == 0, 1, _held(_nonnegative(pred)))
@@ -155,20 +163,23 @@ def _power(first: tuple[Pair, Array], *others: tuple[Pair, Array]) -> Array:
         more, low = times(split(exponent), log_base)
         main, lost = sum_of(main, more)
         rest = rest + (lost + low)
-    power = exp_sum(main, rest)
+    power = exp_sum(jnp.clip(main, -1e4, 1e4), jnp.clip(rest, -1e4, 1e4))  # of which the exponential is 0 or infinite
     return jnp.minimum(power, jnp.finfo(power.dtype).max)
 
 
 def _tweedie_slope(pred: Array, target: Array, *, power: Array) -> Array:
+    power = _within(power)
     root = _power((_log(_mean_of(pred, power)), -0.5 * power))
     root = jnp.where(target == jnp.inf, _held(root), root)  # ∞·0 would be NaN
     return 2 * ((jnp.minimum(pred, jnp.finfo(pred.dtype).max) - target) * root) * root
 
 
 def _tweedie_curvature(pred: Array, target: Array, *, power: Array) -> Array:
+    power = _within(power)
     mean = _mean_of(pred, power)
     root = _power((_log(mean), -0.5 * (power + 1)))
-    unit = jnp.where(mean > 1, 2.0**-12, jnp.ones_like(mean))  # or the balance might overflow
+    small = jnp.where(jnp.abs(power) < 2.0**10, 2.0**-12, jnp.full_like(mean, 2.0**-50))
+    unit = jnp.where(mean > 1, small, 1)  # or the balance might overflow
     balance = (1 - power) * (unit * mean) + power * (unit * target)
     return jnp.where(power == 0, 2, (2 * balance * root) * (root / unit))
 
@@ -233,6 +244,7 @@ def _half_share(terms: _Terms, power: Array | float) -> Array:
 
 def _tweedie_by_target(pred: Array, target: Array, *, power: Array) -> Array:
     """2·(target₊^(1−p) − pred^(1−p))/(1−p), from the larger of the powers."""
+    power = _within(power)
     mean, one, positive = _mean_of(pred, power), 1 - power, target > 0
     amount = _held(jnp.where(positive, target, mean))
     ratio = _log_ratio(mean, amount, _log(mean), _log(amount))
@@ -258,7 +270,7 @@ def _mean_power(y: Array, start: Array, end: Array) -> Array:
 
 def _tweedie_by_power(pred: Array, target: Array, *, power: Array) -> Array:
     """−log(pred)·deviance − 2·∫(target − y)·log(y/pred)·y^(−p)dy, y from pred to target; 0 where there is none."""
-    none = (power == 0) & (pred <= 0)
+    power, none = _within(power), (power == 0) & (pred <= 0)
     mean = jnp.where(none, 1, _held(_nonnegative(pred)))
     terms = _terms(mean, pred, target, power)
     ratio, root, top, mixed, bottom, regular = terms
@@ -299,6 +311,7 @@ def tweedie_deviance(pred: Array, target: Array, *, power: Array | float) -> Arr
     >>> round(float(tweedie_deviance(jnp.array([4.0]), jnp.array([1.0]), power=1.5)), 6)
     2.0
     """
+    power = _within(power)
     terms, positive = _terms(_mean_of(pred, power), pred, target, power), target > 0
     deviance = 2 * (terms.root * _half_share(terms, power)) * terms.root
     outside = (target < 0) & (power >= 1)

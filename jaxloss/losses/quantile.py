@@ -95,9 +95,15 @@ def _quantile_huber_curvature(pred: Array, target: Array, *, level: Array, delta
     return jnp.where(jnp.abs(residual) > delta, 0, _least_weight(residual, level) / delta)
 
 
+def _quantile_huber_by_delta(pred: Array, target: Array, *, level: Array, delta: Array) -> Array:
+    residual = pred - target
+    return -0.5 * _weight(residual, level) * jnp.square(jnp.clip(residual / delta, -1, 1))
+
+
 @pointwise(
     slope=_quantile_huber_slope,
     curvature=_quantile_huber_curvature,
+    partials={"delta": _quantile_huber_by_delta},
     domain={"level": OPEN_UNIT, "delta": POSITIVE},
     traits=Traits(residual=True, convex=True, bounded_influence=True, estimates="M-estimate"),
 )

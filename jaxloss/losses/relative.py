@@ -117,7 +117,7 @@ def _smape_curvature(pred: Array, target: Array, *, epsilon: Array) -> Array:
     same = (jnp.sign(pred) * jnp.sign(target) > 0) | ((pred == 0) & (target != 0))
     outer = same & ((size > epsilon) | ((size == epsilon) & (jnp.abs(pred) < jnp.abs(target))))
     bending = 8 * (jnp.abs(target) * inverse) * inverse * inverse
-    return jnp.where(outer, jnp.where(jnp.abs(pred) < jnp.abs(target), bending, -bending), 0 * bending)
+    return jnp.where(outer, jnp.where(jnp.abs(pred) < jnp.abs(target), bending, -bending), 0 * size)
 
 
 def _smape_by_target(pred: Array, target: Array, *, epsilon: Array) -> Array:

@@ -46,8 +46,8 @@ def _half_square(residual: Array, scale: Array | float) -> Array:
 
 
 def _cauchy_slope(pred: Array, target: Array, *, scale: Array) -> Array:
-    residual = pred - target
-    return 1 / (1 / residual + residual * (1 / (scale * scale)))  # q² would overflow
+    residual, inverse = pred - target, 1 / scale
+    return 1 / (1 / residual + (residual * inverse) * inverse)  # q² would overflow
 
 
 def _cauchy_curvature(pred: Array, target: Array, *, scale: Array) -> Array:
@@ -67,7 +67,7 @@ def _cauchy_by_scale(pred: Array, target: Array, *, scale: Array) -> Array:
     ratio = jnp.abs(pred - target) / scale
     square = jnp.square(jnp.minimum(ratio, 1e18))
     sine = square / (2 + square)
-    near = (2 * scale * sine) * sine * (1 / (1 + sine) + sine * atanh_tail(sine * sine))
+    near = (scale * sine) * (2 * sine) * (1 / (1 + sine) + sine * atanh_tail(sine * sine))
     return jnp.where(square < 1, near, scale * (_log1p_square(ratio) - square / (1 + square)))
 
 
@@ -239,9 +239,9 @@ def _fair_curvature(pred: Array, target: Array, *, scale: Array) -> Array:
 def _fair_by_scale(pred: Array, target: Array, *, scale: Array) -> Array:
     """scale·(q − 2·log(1 + q) + q/(1 + q)), near 0 from s = q/(2 + q), by log(1 + q) = 2·artanh(s)."""
     size = jnp.abs(pred - target)
-    inner = jnp.minimum(size, scale)
-    sine = inner / (2 * scale + inner)
-    near = (4 * scale * sine) * sine * sine * (1 / (1 - sine * sine) - atanh_tail(sine * sine))
+    inner = jnp.minimum(size / scale, 1)
+    sine = inner / (2 + inner)
+    near = (scale * sine) * (4 * sine) * sine * (1 / (1 - sine * sine) - atanh_tail(sine * sine))
     ratio = jnp.minimum(size / scale, jnp.finfo(size.dtype).max)
     return jnp.where(size < scale, near, size - scale * (2 * jnp.log1p(ratio) - ratio / (1 + ratio)))
 

@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxloss.contract import NONNEGATIVE, Domain
+from jaxloss.contract import NONNEGATIVE, POSITIVE, Domain
 from jaxloss.lift import pointwise
 from jaxloss.likelihood.distribution import Distribution
 from jaxloss.likelihood.ensemble import Ensemble, distance
+from jaxloss.likelihood.special import log, log_difference
 
 __all__ = ["beta_nll", "censored_nll", "crps", "energy_score", "nll"]
 
@@ -89,32 +90,42 @@ def censored_nll(
     >>> [round(x, 4) for x in censored_nll(pred, lifetimes, censoring=ended, reduction="none").tolist()]
     [0.9189, 0.6931]
     """
-    observed, left = censoring == 0, censoring < 0
-    inside = jnp.full_like(target, pred.support.inside)
-    exact = pred._log_prob(jnp.where(observed, target, inside))
-    low = jnp.where(observed, inside, target)
-    below, above = pred._log_tails(low)
-    bounded = upper < jnp.inf
-    high = jnp.where(bounded & ~observed, upper, low + 1)
-    high_below, high_above = pred._log_tails(high)
+    observed, left = jnp.asarray(censoring == 0), jnp.asarray(censoring < 0)
+    bounded = ~observed & ~left & (upper < jnp.inf)
+    exact = pred._where(observed)._log_prob(jnp.where(observed, target, pred.support.inside))
+    low = jnp.where(observed, pred.support.inside, target)
+    below, above = pred._where(~observed)._log_tails(low)
+    high = jnp.where(bounded, upper, pred.support.inside)
+    high_below, high_above = pred._where(bounded)._log_tails(high)
     in_upper_tail = above < below
     most, rest = jnp.where(in_upper_tail, above, high_below), jnp.where(in_upper_tail, high_above, below)
-    ratio = jnp.minimum(jnp.where(bounded, rest - most, -1), 0)
-    between = most + _log_one_minus_exp(ratio)
-    if not pred.discrete:  # the difference of two tails would cancel in a narrow interval
-        between = jnp.where(ratio > -0.01, _log_mass_of_narrow(pred, low, high), between)
+    ratio = jnp.where(bounded, jnp.minimum(rest - most, 0), -1)
+    if pred.discrete:
+        between = most + _log_one_minus_exp(ratio)
+    else:  # the difference of two tails would cancel in a narrow interval
+        narrow = ratio > -0.01
+        between = most + _log_one_minus_exp(jnp.where(narrow, -1, ratio))
+        between = jnp.where(narrow, _log_mass_of_narrow(pred, narrow, low, high), between)
     return -jnp.where(observed, exact, jnp.where(left, below, jnp.where(bounded, between, above)))
 
 
-def _log_mass_of_narrow(pred: Distribution, low: Array, high: Array) -> Array:
-    """log P(low < Y ≤ high) by Simpson's rule."""
-    width = high - low
-    densities = [pred._log_prob(low + share * width) for share in (0.0, 0.5, 1.0)]
+def _log_mass_of_narrow(pred: Distribution, narrow: Array, low: Array, high: Array) -> Array:
+    """log P(low < Y ≤ high) by Simpson's rule, of positive numbers in their logarithm; some number where not narrow."""
+    pred = pred._where(narrow)
+    low, high = jnp.where(narrow, low, 1), jnp.where(narrow, high, 2)
+    if pred.support is POSITIVE:
+        width = log_difference(high, log(low))
+        middle = jnp.sqrt(low) * jnp.sqrt(high)
+    else:
+        width = high - low
+        middle = low + 0.5 * width
+    points = low, middle, high
+    densities = [pred._log_prob(point) + (log(point) if pred.support is POSITIVE else 0) for point in points]
     most = lax.stop_gradient(densities[1])
     total = sum(
         share * jnp.exp(density - most) for share, density in zip((1 / 6, 4 / 6, 1 / 6), densities, strict=True)
     )
-    return most + jnp.log(total * width)
+    return most + (jnp.log(total) + log(width))
 
 
 @pointwise(event_ndim=1)

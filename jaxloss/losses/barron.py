@@ -141,7 +141,7 @@ def _alpha_slope(residual: Array, alpha: Array, scale: Array) -> Array:
     steeply = (0.5 * raised) * (u / a - kept) + 0.5 * (
         beta * (kept + 0.5 * u * exprel(jnp.where(steep, -0.5 * beta * u, 0)))
     )
-    # For α < 1: ½(u²·χ(y) − e^y·(u − 1 + e^(−u))), χ(y) = (1 + (y − 1)e^y)/y², over the root of e^y where that is large.
+    # For α < 1: ½(u²·χ(y) − e^y·(u − 1 + e^(−u))), χ(y) = (1 + (y − 1)e^y)/y², over e^(y/2) if y > 0.
     unit = jnp.maximum(power, 1)
     grown = power * (power / unit)
     mild = jnp.abs(y) < 1

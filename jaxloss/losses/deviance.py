@@ -179,9 +179,9 @@ def _tweedie_curvature(pred: Array, target: Array, *, power: Array) -> Array:
     mean = _mean_of(pred, power)
     root = _power((_log(mean), -0.5 * (power + 1)))
     small = jnp.where(jnp.abs(power) < 2.0**10, 2.0**-12, jnp.full_like(mean, 2.0**-50))
-    unit = jnp.where(mean > 1, small, 1)  # or the balance might overflow
+    unit = jnp.where(jnp.maximum(mean, target) > 1, small, 1)  # or the balance might overflow
     balance = (1 - power) * (unit * mean) + power * (unit * target)
-    return jnp.where(power == 0, 2, (2 * balance * root) * (root / unit))
+    return jnp.where(power == 0, 2, (2 * balance * root) * jnp.minimum(root / unit, jnp.finfo(root.dtype).max))
 
 
 def _log_ratio(pred: Array, target: Array, log_pred: Pair, log_target: Pair) -> Array:

@@ -211,7 +211,7 @@ class Distribution:
             mapped = jax.vmap(mapped, 1)
         return mapped(target)
 
-    def _where(self, used: Array) -> Self:
+    def _where(self, used: Any) -> Self:
         """This distribution where it is used, else a standard one of its family, of which no derivative overflows."""
         hidden = [
             value._where(used)

@@ -50,11 +50,16 @@ class Positive(Distribution):
         raise NotImplementedError
 
     def _log_prob(self, target: Array) -> Array:
-        return jnp.where(target <= 0, -jnp.inf, self._where(target > 0)._log_density(_inside(target)))
+        return jnp.where(target <= 0, -jnp.inf, self._log_density(self._inside(target)))
 
     def _log_tails(self, target: Array) -> tuple[Array, Array]:
-        lower, upper = self._where(target > 0)._tails(_inside(target))
+        lower, upper = self._tails(self._inside(target))
         return jnp.where(target <= 0, -jnp.inf, lower), jnp.where(target <= 0, 0, upper)
+
+    def _inside(self, target: Array) -> Array:
+        """The target where it is in the support or NaN, else the exponential of the first parameter."""
+        middle = jnp.exp(jnp.clip(jax.tree.leaves(self)[0], -80, 80))
+        return jnp.where(target <= 0, jax.lax.stop_gradient(middle), target)
 
     def _without_shift(self, shift: Any) -> None:
         if not is_host_value(shift) or np.any(np.asarray(shift) != 0):
@@ -136,7 +141,7 @@ class LogNormal(Positive):
         return -0.5 * jnp.square(self._standard(target)) - jnp.log(target) - constant
 
     def _cdf(self, target: Array) -> Array:
-        return jnp.where(target <= 0, 0, normal_cdf(self._where(target > 0)._standard(_inside(target))))
+        return jnp.where(target <= 0, 0, normal_cdf(self._standard(self._inside(target))))
 
     def _tails(self, target: Array) -> tuple[Array, Array]:
         z = self._standard(target)

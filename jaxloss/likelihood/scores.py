@@ -92,35 +92,40 @@ def censored_nll(
     """
     observed, left = jnp.asarray(censoring == 0), jnp.asarray(censoring < 0)
     bounded = ~observed & ~left & (upper < jnp.inf)
-    exact = pred._where(observed)._log_prob(jnp.where(observed, target, pred.support.inside))
-    low = jnp.where(observed, pred.support.inside, target)
-    below, above = pred._where(~observed)._log_tails(low)
-    high = jnp.where(bounded, upper, pred.support.inside)
-    high_below, high_above = pred._where(bounded)._log_tails(high)
+    # What is not used is taken of a standard distribution, or at a point that is used: its derivatives are finite.
+    tails, low = pred._where(~observed), jnp.where(observed, pred.support.inside, target)
+    below, above = tails._log_tails(low)
+    high_below, high_above = tails._log_tails(jnp.where(bounded, upper, low))
     in_upper_tail = above < below
     most, rest = jnp.where(in_upper_tail, above, high_below), jnp.where(in_upper_tail, high_above, below)
     ratio = jnp.where(bounded, jnp.minimum(rest - most, 0), -1)
-    if pred.discrete:
-        between = most + _log_one_minus_exp(ratio)
-    else:  # the difference of two tails would cancel in a narrow interval
-        narrow = ratio > -0.01
-        between = most + _log_one_minus_exp(jnp.where(narrow, -1, ratio))
-        between = jnp.where(narrow, _log_mass_of_narrow(pred, narrow, low, high), between)
+    narrow = (ratio > -0.01) & (not pred.discrete)  # there the difference of two tails would cancel
+    dense = observed | narrow
+    dense_pred, start = pred._where(dense), jnp.where(dense, target, pred.support.inside)
+    exact = dense_pred._log_prob(start)
+    between = most + _log_one_minus_exp(jnp.where(narrow, -1, ratio))
+    if not pred.discrete:
+        between = jnp.where(narrow, _log_mass_of_narrow(dense_pred, exact, narrow, start, upper), between)
     return -jnp.where(observed, exact, jnp.where(left, below, jnp.where(bounded, between, above)))
 
 
-def _log_mass_of_narrow(pred: Distribution, narrow: Array, low: Array, high: Array) -> Array:
-    """log P(low < Y ≤ high) by Simpson's rule, of positive numbers in their logarithm; some number where not narrow."""
-    pred = pred._where(narrow)
-    low, high = jnp.where(narrow, low, 1), jnp.where(narrow, high, 2)
+def _log_mass_of_narrow(pred: Distribution, at_low: Array, narrow: Array, low: Array, high: Array) -> Array:
+    """log P(low < Y ≤ high) by Simpson's rule, of positive numbers in their logarithm; some number where not narrow.
+
+    at_low: the log density there.
+    """
+    high = jnp.where(narrow, high, low)
     if pred.support is POSITIVE:
-        width = log_difference(high, log(low))
-        middle = jnp.sqrt(low) * jnp.sqrt(high)
+        start, end = jnp.where(narrow, low, 1), jnp.where(narrow, high, 2)
+        width, middle = log_difference(end, log(start)), jnp.where(narrow, jnp.sqrt(start) * jnp.sqrt(end), low)
+        units = log(start), log(jnp.where(narrow, middle, 1)), log(end)
     else:
-        width = high - low
-        middle = low + 0.5 * width
-    points = low, middle, high
-    densities = [pred._log_prob(point) + (log(point) if pred.support is POSITIVE else 0) for point in points]
+        width, units = jnp.where(narrow, high - low, 1), (0, 0, 0)
+        middle = jnp.where(narrow, low + 0.5 * width, low)
+    densities = [
+        jnp.where(narrow, density + unit, 0)
+        for density, unit in zip((at_low, pred._log_prob(middle), pred._log_prob(high)), units, strict=True)
+    ]
     most = lax.stop_gradient(densities[1])
     total = sum(
         share * jnp.exp(density - most) for share, density in zip((1 / 6, 4 / 6, 1 / 6), densities, strict=True)

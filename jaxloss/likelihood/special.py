@@ -226,7 +226,8 @@ def _log_normal_cdf_slope(z: Array) -> Array:
     square, series = jnp.square(1 / below), jnp.ones_like(z)
     for odd in (13, 11, 9, 7, 5, 3, 1):
         series = 1 - odd * square * series
-    return jnp.where(far, -below / series, _normal_density(near) * jnp.exp(-log_ndtr(near)))
+    log_cdf = jnp.where(far, 0, log_normal_cdf(z))  # of z itself, as the value is
+    return jnp.where(far, -below / series, _normal_density(near) * jnp.exp(-log_cdf))
 
 
 normal_cdf = with_partials(ndtr, _normal_density)

@@ -92,10 +92,9 @@ def censored_nll(
     """
     observed, left = jnp.asarray(censoring == 0), jnp.asarray(censoring < 0)
     bounded = ~observed & ~left & (upper < jnp.inf)
-    # What is not used is taken of a standard distribution, or at a point that is used: its derivatives are finite.
-    tails, low = pred._where(~observed), jnp.where(observed, pred.support.inside, target)
-    below, above = tails._log_tails(low)
-    high_below, high_above = tails._log_tails(jnp.where(bounded, upper, low))
+    # Tails have finite derivatives everywhere; a density that is not used is that of a standard distribution.
+    below, above = pred._log_tails(target)
+    high_below, high_above = pred._log_tails(jnp.where(bounded, upper, target))
     in_upper_tail = above < below
     most, rest = jnp.where(in_upper_tail, above, high_below), jnp.where(in_upper_tail, high_above, below)
     ratio = jnp.where(bounded, jnp.minimum(rest - most, 0), -1)
@@ -105,7 +104,7 @@ def censored_nll(
     exact = dense_pred._log_prob(start)
     between = most + _log_one_minus_exp(jnp.where(narrow, -1, ratio))
     if not pred.discrete:
-        between = jnp.where(narrow, _log_mass_of_narrow(dense_pred, exact, narrow, start, upper), between)
+        between = jnp.where(narrow, _log_mass_of_narrow(dense_pred, exact, narrow, start, jnp.asarray(upper)), between)
     return -jnp.where(observed, exact, jnp.where(left, below, jnp.where(bounded, between, above)))
 
 

@@ -5,7 +5,7 @@ All here are functions of (pred, target, settings), one prediction and one targe
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -17,9 +17,16 @@ __all__ = ["derivatives", "irls_weight_of"]
 
 
 def derivatives(
-    function: Callable, slope: Callable | None, curvature: Callable | None, residual: bool
+    function: Callable,
+    slope: Callable | None,
+    curvature: Callable | None,
+    partials: Mapping[str, Callable],
+    residual: bool,
 ) -> tuple[Callable, Callable, Callable]:
-    """Value, slope and curvature as functions of (pred, target, settings), each wired to the next if given."""
+    """Value, slope and curvature as functions of (pred, target, settings), each wired to the next if given.
+
+    partials: closed forms of the value's derivatives in target and settings, by name.
+    """
 
     def plain(closed_form: Callable) -> Callable:
         return lambda pred, target, settings: closed_form(pred, target, **settings)
@@ -27,38 +34,43 @@ def derivatives(
     def second(pred, target, settings):
         return jax.jvp(lambda p: first(p, target, settings), (pred,), (jnp.ones_like(pred),))[1]
 
-    if slope is None:
-        value = plain(function)
-        first = jax.grad(value)
-    else:
-        first = plain(slope)
-        if curvature is not None:
-            first = _with_derivative(first, plain(curvature), residual)
-        value = _with_derivative(plain(function), first, residual)
+    value = plain(function)
+    first = jax.grad(value) if slope is None else plain(slope)
+    if curvature is not None:
+        first = _with_derivatives(first, plain(curvature), {}, residual)
+    if slope is not None or partials:
+        value = _with_derivatives(value, first, {name: plain(form) for name, form in partials.items()}, residual)
     return value, first, second
 
 
-def _with_derivative(function: Callable, derivative: Callable, residual: bool) -> Callable:
-    """The function with its derivative in pred given; those in target and settings are automatic.
+def _with_derivatives(
+    function: Callable, derivative: Callable, partials: Mapping[str, Callable], residual: bool
+) -> Callable:
+    """The function with its derivative in pred given, and those in target and settings that `partials` names.
 
-    A function of pred − target has minus the given derivative in target. Only what is differentiated is computed: a
-    zero tangent times an infinite derivative would be NaN.
+    The rest are automatic, but a function of pred − target has minus the given derivative in target. Only what is
+    differentiated is computed: a zero tangent times an infinite derivative would be NaN.
     """
     wired = jax.custom_jvp(function)
 
     def jvp(primals, tangents):
         pred, target, settings = primals
-        pred_dot, target_dot, settings_dot = tangents
         slopes = _apart(derivative, *primals)
-        dots = jax.tree.leaves(pred_dot, is_leaf=_is_zero)
+        dots = jax.tree.leaves(tangents[0], is_leaf=_is_zero)
         terms = [jnp.sum(s * dot) for s, dot in zip(jax.tree.leaves(slopes), dots, strict=True) if not _is_zero(dot)]
-        if not _is_zero(target_dot):
-            automatic = jax.jvp(lambda t: function(pred, t, settings), (target,), (target_dot,))[1]
-            terms.append(-slopes * target_dot if residual else automatic)
-        live = {name: dot for name, dot in settings_dot.items() if not _is_zero(dot)}
+        rest = {"target": target, **settings}
+        live = {name: dot for name, dot in {"target": tangents[1], **tangents[2]}.items() if not _is_zero(dot)}
+        for name in partials.keys() & live.keys():
+            terms.append(partials[name](*primals) * live.pop(name))
+        if residual and "target" in live:
+            terms.append(-slopes * live.pop("target"))
         if live:
-            own = {name: settings[name] for name in live}
-            terms.append(jax.jvp(lambda some: function(pred, target, {**settings, **some}), (own,), (live,))[1])
+
+            def of_live(some):
+                given = rest | some
+                return function(pred, given.pop("target"), given)
+
+            terms.append(jax.jvp(of_live, ({name: rest[name] for name in live},), (live,))[1])
         return wired(*primals), sum(terms)
 
     wired.defjvp(jvp, symbolic_zeros=True)

@@ -88,6 +88,7 @@ def pointwise(
     *,
     slope: Callable[..., Any] | None = None,
     curvature: Callable[..., Any] | None = None,
+    partials: Mapping[str, Callable[..., Any]] | None = None,
     event_ndim: int = 0,
     domain: Mapping[str, Domain] | None = None,
     traits: Traits | None = None,
@@ -98,6 +99,7 @@ def pointwise(
     *,
     slope: Callable[..., Any] | None = None,
     curvature: Callable[..., Any] | None = None,
+    partials: Mapping[str, Callable[..., Any]] | None = None,
     event_ndim: int = 0,
     domain: Mapping[str, Domain] | None = None,
     traits: Traits | None = None,
@@ -106,7 +108,8 @@ def pointwise(
 
     slope, curvature: closed forms of the first and second derivative in `pred`, with the same arguments, for where
         automatic differentiation of `function` is inaccurate or slow. Forward, reverse and second order use them.
-        Derivatives in target and settings stay automatic.
+    partials: closed forms of the derivatives in settings and in "target", by name, for the same reason; those not named
+        stay automatic.
     event_ndim: 1 for a function of two vectors: then pred and target have one more axis than the losses, and
         weights, masks, settings and reductions refer to the axes of the losses. A prediction that is a distribution
         of vectors says so itself.
@@ -124,13 +127,14 @@ def pointwise(
     [0.0, 32.0]
     """
     if function is None:
-        return functools.partial(_lift, slope, curvature, event_ndim, domain or {}, traits or Traits())
-    return _lift(slope, curvature, event_ndim, domain or {}, traits or Traits(), function)
+        return functools.partial(_lift, slope, curvature, partials or {}, event_ndim, domain or {}, traits or Traits())
+    return _lift(slope, curvature, partials or {}, event_ndim, domain or {}, traits or Traits(), function)
 
 
 def _lift(
     slope: Callable | None,
     curvature: Callable | None,
+    partials: Mapping[str, Callable],
     event_ndim: int,
     domain: Mapping[str, Domain],
     traits: Traits,
@@ -141,7 +145,10 @@ def _lift(
     if [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY] != ["pred", "target"]:
         raise TypeError(f"{name}: a pointwise loss takes (pred, target, *, settings), got {signature}")
     defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-    value, first, second = derivatives(function, slope, curvature, traits.residual)
+    unknown = partials.keys() - {"target", *defaults}
+    if unknown:
+        raise TypeError(f"{name}: partials names {sorted(unknown)}; known are target and the settings {list(defaults)}")
+    value, first, second = derivatives(function, slope, curvature, partials, traits.residual)
 
     @functools.cache
     def compiled(kind: str) -> Callable:

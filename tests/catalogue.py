@@ -43,7 +43,7 @@ class Row(NamedTuple):
     sizes: tuple[Oracle, Oracle, Oracle]
     """What the errors of value, slope and curvature are relative to: themselves, or the formula's largest term."""
     partials: Mapping[str, Oracle] = {}
-    """Its derivatives in settings, where they are given in closed form."""
+    """Its derivatives in each setting and, as "target", in the target."""
     settings: tuple[Settings, ...] = ({},)
     """Ordinary settings; the first is used where one is enough, and names every setting a test should vary."""
     sweep: tuple[Settings, ...] = ({},)
@@ -80,13 +80,21 @@ def row(loss: Any, *parts: Oracle, **rest: Any) -> Row:
     return Row(loss, *map(summed, parts), sizes=tuple(map(largest, parts)), **rest)  # type: ignore[arg-type]
 
 
-def residual_row(loss: Any, *parts: Oracle, corners: Callable = lambda **settings: (), **rest: Any) -> Row:
+def residual_row(
+    loss: Any,
+    *parts: Oracle,
+    corners: Callable = lambda **settings: (),
+    partials: Mapping[str, Oracle] = {},
+    **rest: Any,
+) -> Row:
     """A row of a loss of the residual: its oracles and corners take residuals."""
 
     def at_residuals(target, **settings):
         return tuple(target + r for r in corners(**settings))
 
-    return row(loss, *map(of_residual, parts), corners=at_residuals, **rest)
+    in_settings = {name: of_residual(partial) for name, partial in partials.items()}
+    in_settings["target"] = of_residual(lambda r, **settings: -parts[1](r, **settings))
+    return row(loss, *map(of_residual, parts), corners=at_residuals, partials=in_settings, **rest)
 
 
 def grid(**values: tuple[float, ...]) -> tuple[Settings, ...]:
@@ -115,6 +123,7 @@ RESIDUAL_LOSSES = (
         o.huber,
         o.huber_slope,
         o.huber_curvature,
+        partials={"delta": lambda r, delta: o.excess(r, delta)},
         settings=grid(delta=(1.0, 0.3)),
         sweep=grid(delta=LENGTHS),
         corners=lambda delta: (-delta, delta),
@@ -125,6 +134,7 @@ RESIDUAL_LOSSES = (
         lambda r, beta: o.huber(r, beta) / beta,
         lambda r, beta: o.huber_slope(r, beta) / beta,
         lambda r, beta: o.huber_curvature(r, beta) / beta,
+        partials={"beta": lambda r, beta: -(min(abs(r) / beta, mpf(1)) ** 2) / 2},
         settings=grid(beta=(1.0, 0.3)),
         sweep=grid(beta=LENGTHS),
         corners=lambda beta: (-beta, beta),
@@ -135,6 +145,7 @@ RESIDUAL_LOSSES = (
         lambda r, delta: delta**2 * (mp.sqrt(1 + (r / delta) ** 2) - 1),
         lambda r, delta: r / mp.sqrt(1 + (r / delta) ** 2),
         lambda r, delta: (1 + (r / delta) ** 2) ** mpf(-1.5),
+        partials={"delta": o.pseudo_huber_delta_slope},
         settings=grid(delta=(1.0, 0.3)),
         sweep=grid(delta=LENGTHS),
     ),
@@ -149,6 +160,7 @@ RESIDUAL_LOSSES = (
         o.excess,
         lambda r, epsilon: sign(r) if abs(r) > epsilon else mpf(0),
         lambda r, epsilon: mpf(0),
+        partials={"epsilon": lambda r, epsilon: -mpf(abs(r) > epsilon)},
         settings=grid(epsilon=(0.1, 0.5)),
         sweep=grid(epsilon=(0.0, *LENGTHS)),
         corners=lambda epsilon: (-epsilon, epsilon),
@@ -159,6 +171,7 @@ RESIDUAL_LOSSES = (
         lambda r, epsilon: o.excess(r, epsilon) ** 2,
         lambda r, epsilon: 2 * sign(r) * o.excess(r, epsilon),
         lambda r, epsilon: mpf(2 if abs(r) > epsilon or epsilon == 0 else 0),
+        partials={"epsilon": lambda r, epsilon: -2 * o.excess(r, epsilon)},
         settings=grid(epsilon=(0.1, 0.5)),
         sweep=grid(epsilon=(0.0, *LENGTHS)),
         corners=lambda epsilon: (-epsilon, epsilon),
@@ -171,6 +184,7 @@ RELATIVE_LOSSES = (
         lambda p, t: o.log_ratio(p, t) ** 2,
         lambda p, t: 2 * o.log_ratio(p, t) / (1 + p),
         o.msle_curvature,
+        partials={"target": lambda p, t: -2 * o.log_ratio(p, t) / (1 + t)},
         line=ABOVE_MINUS_ONE,
         pairs=grids.above_minus_one,
         tolerance=5,
@@ -180,6 +194,10 @@ RELATIVE_LOSSES = (
         lambda p, t, epsilon: abs(p - t) / max(abs(t), epsilon),
         lambda p, t, epsilon: sign(p - t) / max(abs(t), epsilon),
         lambda p, t, epsilon: mpf(0),
+        partials={
+            "epsilon": lambda p, t, epsilon: -abs(p - t) / epsilon**2 if abs(t) < epsilon else mpf(0),
+            "target": o.mape_target_slope,
+        },
         settings=grid(epsilon=(0.5, 1e-6)),
         sweep=grid(epsilon=(1e-6, *LENGTHS)),
         corners=lambda target, epsilon: (target,),
@@ -191,6 +209,10 @@ RELATIVE_LOSSES = (
         lambda p, t, epsilon: 2 * abs(p - t) / max(abs(p) + abs(t), epsilon),
         o.smape_slope,
         o.smape_curvature,
+        partials={
+            "epsilon": lambda p, t, epsilon: -2 * abs(p - t) / epsilon**2 if abs(p) + abs(t) < epsilon else mpf(0),
+            "target": lambda p, t, epsilon: o.smape_slope(t, p, epsilon),
+        },
         settings=grid(epsilon=(0.5, 1e-6)),
         sweep=grid(epsilon=(1e-6, *LENGTHS)),
         corners=lambda target, epsilon: (target, 0 * target, abs(target) - epsilon, epsilon - abs(target)),
@@ -205,6 +227,7 @@ ROBUST_LOSSES = (
         lambda r, scale: scale**2 / 2 * log(1 + (r / scale) ** 2),
         lambda r, scale: r / (1 + (r / scale) ** 2),
         o.cauchy_curvature,
+        partials={"scale": o.cauchy_scale_slope},
         **by_scale(),
     ),
     residual_row(
@@ -212,6 +235,7 @@ ROBUST_LOSSES = (
         lambda r, scale: scale**2 / 2 * (1 - exp(-((r / scale) ** 2))),
         lambda r, scale: r * exp(-((r / scale) ** 2)),
         o.welsch_curvature,
+        partials={"scale": o.welsch_scale_slope},
         unbounded=False,
         tolerance=5,
         **by_scale(),
@@ -221,15 +245,25 @@ ROBUST_LOSSES = (
         lambda r, scale: r**2 / 2 / (1 + (r / scale) ** 2),
         lambda r, scale: r / (1 + (r / scale) ** 2) ** 2,
         o.geman_mcclure_curvature,
+        partials={"scale": o.geman_mcclure_scale_slope},
         unbounded=False,
         **by_scale(),
     ),
-    residual_row(jaxloss.tukey, o.tukey, o.tukey_slope, o.tukey_curvature, unbounded=False, **by_scale(4.685)),
+    residual_row(
+        jaxloss.tukey,
+        o.tukey,
+        o.tukey_slope,
+        o.tukey_curvature,
+        partials={"scale": o.tukey_scale_slope},
+        unbounded=False,
+        **by_scale(4.685),
+    ),
     residual_row(
         jaxloss.fair,
         lambda r, scale: scale**2 * (abs(r) / scale - log(1 + abs(r) / scale)),
         lambda r, scale: r / (1 + abs(r) / scale),
         lambda r, scale: 1 / (1 + abs(r) / scale) ** 2,
+        partials={"scale": o.fair_scale_slope},
         **by_scale(),
     ),
     residual_row(
@@ -239,7 +273,7 @@ ROBUST_LOSSES = (
         o.barron_curvature,
         settings=({"alpha": 0.5, "scale": 1.0}, {"alpha": 1.5, "scale": 0.5}, {"alpha": -2.0, "scale": 1.0}),
         sweep=grid(alpha=ALPHAS, scale=(1e-3, 1.0, 1e3)),
-        partials={"alpha": of_residual(o.barron_alpha_slope), "scale": of_residual(o.barron_scale_slope)},
+        partials={"alpha": o.barron_alpha_slope, "scale": o.barron_scale_slope},
         tolerance=5,
     ),
     residual_row(
@@ -249,7 +283,7 @@ ROBUST_LOSSES = (
         o.barron_curvature,
         settings=({"alpha": 0.5, "scale": 1.0}, {"alpha": 1.5, "scale": 0.5}, {"alpha": 2.0, "scale": 1.0}),
         sweep=grid(alpha=TO_TWO, scale=(1e-3, 1.0, 1e3)),
-        partials={"alpha": of_residual(o.barron_nll_alpha_slope), "scale": of_residual(o.barron_nll_scale_slope)},
+        partials={"alpha": o.barron_nll_alpha_slope, "scale": o.barron_nll_scale_slope},
         tolerance=5,
         zero_at_fit=False,
     ),
@@ -261,6 +295,7 @@ QUANTILE_LOSSES = (
         lambda r, level: o.weight(r, level) * abs(r),
         lambda r, level: o.weight(r, level) * sign(r),
         lambda r, level: mpf(0),
+        partials={"level": lambda r, level: -r},
         settings=grid(level=(0.3, 0.9)),
         sweep=grid(level=LEVELS),
         corners=lambda level: (0.0,),
@@ -271,6 +306,7 @@ QUANTILE_LOSSES = (
         lambda r, level: o.weight(r, level) * r**2,
         lambda r, level: o.weight(r, level) * 2 * r,
         lambda r, level: o.least_weight(r, level) * 2,
+        partials={"level": lambda r, level: -r * abs(r)},
         settings=grid(level=(0.3, 0.9)),
         sweep=grid(level=LEVELS),
         corners=lambda level: (0.0,),
@@ -281,6 +317,10 @@ QUANTILE_LOSSES = (
         lambda r, level, delta: o.weight(r, level) * o.huber(r, delta) / delta,
         lambda r, level, delta: o.weight(r, level) * o.huber_slope(r, delta) / delta,
         lambda r, level, delta: o.least_weight(r, level) * o.huber_curvature(r, delta) / delta,
+        partials={
+            "level": lambda r, level, delta: -sign(r) * o.huber(r, delta) / delta,
+            "delta": lambda r, level, delta: -o.weight(r, level) * min(abs(r) / delta, mpf(1)) ** 2 / 2,
+        },
         settings=({"level": 0.3, "delta": 1.0}, {"level": 0.9, "delta": 0.3}),
         sweep=grid(level=LEVELS, delta=(1e-3, 1.0, 1e3)),
         corners=lambda level, delta: (0.0, -delta, delta),
@@ -294,6 +334,7 @@ DEVIANCES = (
         lambda p, t: o.tweedie(p, t, 1),
         lambda p, t: 2 * (p - t) / p,
         lambda p, t: 2 * t / p**2,
+        partials={"target": lambda p, t: o.tweedie_target_slope(p, t, 1)},
         line=POSITIVE,
         pairs=grids.of_means,
     ),
@@ -302,6 +343,7 @@ DEVIANCES = (
         lambda p, t: o.tweedie(p, t, 2),
         lambda p, t: 2 * (p - t) / p**2,
         lambda p, t: o.tweedie_curvature(p, t, 2),
+        partials={"target": lambda p, t: o.tweedie_target_slope(p, t, 2)},
         line=POSITIVE,
         pairs=grids.of_means,
     ),
@@ -310,6 +352,7 @@ DEVIANCES = (
         o.tweedie,
         o.tweedie_slope,
         o.tweedie_curvature,
+        partials={"power": o.tweedie_power_slope, "target": o.tweedie_target_slope},
         settings=grid(power=(1.7, 0.0, 1.0, 2.0, 3.0)),  # 1.7, of which six tenths are still in the domain
         sweep=grid(power=POWERS),
         line=POSITIVE,

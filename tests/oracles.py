@@ -75,6 +75,11 @@ def excess(r, epsilon):
     return max(abs(r) - epsilon, mpf(0))
 
 
+def pseudo_huber_delta_slope(r, delta):
+    root = mp.sqrt(1 + (r / delta) ** 2)
+    return delta * (root - 1) ** 2 / root
+
+
 def tukey(r, scale):
     return scale**2 / 6 * (1 - (1 - min((r / scale) ** 2, mpf(1))) ** 3)
 
@@ -86,6 +91,31 @@ def tukey_slope(r, scale):
 def tukey_curvature(r, scale):
     square = (r / scale) ** 2
     return [1 - square, -5 * square * (1 - square)] if square < 1 else mpf(0)
+
+
+def tukey_scale_slope(r, scale):
+    square = min((r / scale) ** 2, mpf(1))
+    return scale * square**2 * (1 - 2 * square / 3)
+
+
+def cauchy_scale_slope(r, scale):
+    square = (r / scale) ** 2
+    return scale * (log(1 + square) - square / (1 + square))
+
+
+def welsch_scale_slope(r, scale):
+    square = (r / scale) ** 2
+    return scale * (1 - (1 + square) * exp(-square))
+
+
+def geman_mcclure_scale_slope(r, scale):
+    square = (r / scale) ** 2
+    return scale * (square / (1 + square)) ** 2
+
+
+def fair_scale_slope(r, scale):
+    ratio = abs(r) / scale
+    return scale * (ratio - 2 * log(1 + ratio) + ratio / (1 + ratio))
 
 
 def cauchy_curvature(r, scale):
@@ -123,6 +153,16 @@ def log_ratio(pred, target):
 
 def msle_curvature(pred, target):
     return [2 / (1 + pred) ** 2, -2 * log_ratio(pred, target) / (1 + pred) ** 2]
+
+
+def mape_target_slope(pred, target, epsilon):
+    inner = -sign(pred - target) / epsilon
+    if abs(target) < epsilon:
+        return inner
+    outer = -sign(pred - target) * pred / (target * abs(target))
+    if abs(target) > epsilon:
+        return outer
+    return mpf(0) if inner * outer < 0 else min(inner, outer, key=abs)
 
 
 def smape_slope(pred, target, epsilon):
@@ -167,6 +207,25 @@ def tweedie_curvature(pred, target, power):
     return [2 * (1 - power) * pred**-power, 2 * power * target * pred ** (-power - 1)]
 
 
+def tweedie_target_slope(pred, target, power):
+    if power == 0:
+        return 2 * (target - pred)
+    if power == 1:
+        return 2 * log(target / pred) if target else -inf
+    if target == 0 and power > 1:
+        return -inf
+    top = target ** (1 - power) if target > 0 else mpf(0)
+    return 2 * (top - pred ** (1 - power)) / (1 - power)
+
+
+def tweedie_power_slope(pred, target, power):
+    """By how the unit of both enters, and by the rest."""
+    if pred == target:
+        return mpf(0)
+    unit = -log(pred) * tweedie(pred, target, power)
+    return [unit, derivative(lambda p: tweedie(pred, target, p), power) - unit]
+
+
 # Barron's general loss
 
 
@@ -199,7 +258,10 @@ def barron_curvature(r, alpha, scale):
     x, steep = (r / scale) ** 2, barron_weight(r, alpha, scale) / scale**2
     if alpha == 2:
         return steep
-    return [steep, -steep * x / (1 if alpha == -inf else 1 + x / (2 - alpha))]
+    if alpha == -inf:
+        return [steep, -steep * x]
+    z = x / (2 - alpha)
+    return [steep / (1 + z), steep * (alpha - 1) * z / (1 + z)]
 
 
 def barron_alpha_slope(r, alpha, scale):

@@ -20,7 +20,7 @@ import jaxloss
 
 FLOAT32 = np.finfo(np.float32)
 MOST = float(FLOAT32.max)
-VALUE, SLOPE, CURVATURE = 2e-6, 2e-6, 2e-5
+VALUE, SLOPE, CURVATURE, PARTIAL = 2e-6, 2e-6, 2e-5, 1e-5
 
 
 class Cases(NamedTuple):
@@ -93,16 +93,16 @@ def exact_end(oracle: Oracle, pred: mpf, target: mpf, **settings: mpf) -> tuple[
 
 @functools.cache
 def exact_of(name: str, full: bool, what: str) -> Exact:
-    """The value, slope or curvature of a loss, or its derivative in the setting of that name, at its cases."""
+    """The value, slope or curvature of a loss, or its derivative in the target or a setting by name, at its cases."""
     row, cases = ROW[name], cases_of(name, full)
     parts = {
-        "value": (row.value, row.sizes[0], VALUE),
-        "slope": (row.slope, row.sizes[1], SLOPE),
-        "curvature": (row.curvature, row.sizes[2], CURVATURE),
-        **{name: (summed(partial), largest(partial), SLOPE) for name, partial in row.partials.items()},
+        "value": (row.value, row.sizes[0], VALUE * row.tolerance),
+        "slope": (row.slope, row.sizes[1], SLOPE * row.tolerance),
+        "curvature": (row.curvature, row.sizes[2], CURVATURE * row.tolerance),
+        **{name: (summed(partial), largest(partial), PARTIAL) for name, partial in row.partials.items()},
     }
     oracle, size, relative = parts[what]
-    relative, least = relative * row.tolerance, row.least * float(FLOAT32.tiny)
+    least = row.least * float(FLOAT32.tiny)
     numbers = cases.numbers()
     result = np.array([float(oracle(p, t, **given)) for p, t, given in numbers[: cases.regular]])
     allowed = relative * np.abs([float(size(p, t, **given)) for p, t, given in numbers[: cases.regular]])
@@ -149,6 +149,19 @@ def compiled(loss) -> dict[str, Callable]:
     return {"value": value, "slope": jaxloss.slope(loss), "curvature": jaxloss.curvature(loss)}
 
 
+def gradients(row: Row) -> dict[str, Callable]:
+    """The gradient of a loss in each of its settings and in the target, as users take it."""
+
+    @jax.jit
+    def all_of_them(pred, settings):
+        return jax.grad(lambda rest: row.loss(pred, **rest, reduction="sum"))(settings)
+
+    def one(name: str) -> Callable:
+        return lambda pred, target, **settings: all_of_them(pred, {"target": target, **settings})[name]
+
+    return {name: one(name) for name in row.partials}
+
+
 @each_loss
 def test_float32_is_as_accurate_as_promised(row):
     check_accuracy(row, compiled(row.loss), full=False)
@@ -158,6 +171,18 @@ def test_float32_is_as_accurate_as_promised(row):
 @each_loss
 def test_float32_is_as_accurate_as_promised_on_a_fine_grid(row):
     check_accuracy(row, compiled(row.loss), full=True)
+
+
+@each_loss
+def test_derivatives_in_settings_and_target_are_as_accurate(row):
+    assert set(row.partials) == {"target", *row.usual}
+    check_accuracy(row, gradients(row), full=False)
+
+
+@pytest.mark.slow
+@each_loss
+def test_derivatives_in_settings_and_target_are_as_accurate_on_a_fine_grid(row):
+    check_accuracy(row, gradients(row), full=True)
 
 
 @pytest.mark.parametrize("power", [-20.0, -3.0, 1.2, 1.999, 5.5, 30.0, 100.0])

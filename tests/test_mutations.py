@@ -15,7 +15,7 @@ import inspect
 import pathlib
 import sys
 import types
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import NamedTuple
 
 import jax
@@ -25,6 +25,7 @@ from catalogue import Row, each_loss
 from equivalents import EQUIVALENT
 from test_accuracy import check_accuracy
 
+import jaxloss
 from jaxloss import lift
 
 FLIPPED = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Lt: ast.Gt, ast.LtE: ast.GtE, ast.Gt: ast.Lt, ast.GtE: ast.LtE}
@@ -124,18 +125,24 @@ class Scalars(NamedTuple):
     value: Callable
     slope: Callable | None
     curvature: Callable | None
+    partials: Mapping[str, Callable]
 
     def parts(self) -> dict[str, Callable]:
         """Value, slope and curvature: closed forms where there are any, else automatic derivatives."""
         slope = self.slope or jax.grad(self.value)
         return {"slope": slope, "curvature": self.curvature or jax.grad(slope), "value": self.value}
 
-    def in_setting(self, name: str) -> Callable:
-        """The derivative of the value in a setting."""
+    def partial(self, name: str, residual: bool) -> Callable:
+        """The derivative of the value in a setting, or in the target."""
+        if name in self.partials:
+            return self.partials[name]
+        if residual and name == "target":
+            return lambda pred, target, **settings: -self.parts()["slope"](pred, target, **settings)
 
         def derivative(pred, target, **settings):
-            at = settings.pop(name)
-            return jax.jvp(lambda x: self.value(pred, target, **settings, **{name: x}), (at,), (jnp.ones_like(at),))[1]
+            rest = {"target": target, **settings}
+            at = rest.pop(name)
+            return jax.jvp(lambda x: self.value(pred, **rest, **{name: x}), (at,), (jnp.ones_like(at),))[1]
 
         return derivative
 
@@ -143,10 +150,10 @@ class Scalars(NamedTuple):
 def executed(module: ast.Module, path: str, name: str) -> Scalars:
     """The loss of that name in the module, run afresh, with the lifting left out."""
 
-    def pointwise(function=None, *, slope=None, curvature=None, **declared):
+    def pointwise(function=None, *, slope=None, curvature=None, partials=None, **declared):
         if function is None:
-            return functools.partial(pointwise, slope=slope, curvature=curvature)
-        return Scalars(function, slope, curvature)
+            return functools.partial(pointwise, slope=slope, curvature=curvature, partials=partials)
+        return Scalars(function, slope, curvature, partials or {})
 
     namespace = types.ModuleType(f"mutated_{name}")
     with pytest.MonkeyPatch.context() as patch:
@@ -157,7 +164,8 @@ def executed(module: ast.Module, path: str, name: str) -> Scalars:
 
 def check_scalars(row: Row, scalars: Scalars, wanted: Collection[str], every: int = 1) -> None:
     """Those parts of the loss against the row."""
-    parts = scalars.parts() | {name: scalars.in_setting(name) for name in row.partials}
+    residual = jaxloss.traits(row.loss).residual
+    parts = scalars.parts() | {name: scalars.partial(name, residual) for name in row.partials}
     check_accuracy(row, {what: jax.vmap(part) for what, part in parts.items() if what in wanted}, False, every)
 
 
@@ -189,7 +197,7 @@ def test_mutants_are_caught(row):
     wanted = ("slope", "curvature", "value", *row.partials)
     check_scalars(row, own, wanted)
     calls = {what: called_in(path, lambda what=what: check_scalars(row, own, {what})) for what in wanted}
-    closed_forms = [form.__name__ for form in (own.slope, own.curvature) if form]
+    closed_forms = [form.__name__ for form in (own.slope, own.curvature, *own.partials.values()) if form]
     survivors, names = set(), set()
     own_names = used_by(tree, row.name, *closed_forms) - used_by(tree, *SHARED.get(row.name, ()))
     for mutant in mutants(tree, own_names):

@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import log_ndtr, ndtr, ndtri
+from jax.scipy.special import erf
 
 from jaxloss.contract import POSITIVE, REAL
 from jaxloss.likelihood.constant import quantiles
 from jaxloss.likelihood.distribution import Distribution, family, positive, raw_of_positive
 from jaxloss.likelihood.tails import student_log_peak, student_tails
 from jaxloss.numerics import kink
-from jaxloss.numerics.gamma import half_step_correction, log_complement, student_fall
+from jaxloss.numerics.gamma import (
+    half_step_correction,
+    log_complement,
+    log_normal_cdf,
+    normal_cdf,
+    normal_quantile,
+    student_fall,
+    student_rise,
+    student_tail_fall,
+)
+from jaxloss.numerics.partials import ratio, with_partials
 
 __all__ = ["Laplace", "Normal", "StudentT"]
 
@@ -35,10 +47,53 @@ class LocationScale(Distribution):
     scale: Any
 
     def _standard(self, target: Array) -> Array:
-        return (target - self.loc) / self.scale
+        return ratio(target - self.loc, self.scale)
 
     def _affine(self, shift: Any, scale: Any) -> Self:
         return dataclasses.replace(self, loc=shift + scale * self.loc, scale=scale * self.scale)  # pyright: ignore
+
+
+def homogeneous(slopes: Callable) -> Callable:
+    """The function of a distance and a scale, in their unit, whose derivatives in them are `slopes` of their ratio.
+
+    By Euler's theorem it is distance·∂/∂distance + scale·∂/∂scale. Further arguments have no unit.
+    """
+
+    def at(distance: Array, scale: Array, *shapes: Array) -> tuple[Array, Array]:
+        return slopes(ratio(distance, jnp.maximum(scale, jnp.finfo(scale.dtype).tiny)), *shapes)
+
+    def value(distance: Array, scale: Array, *shapes: Array) -> Array:
+        by_distance, by_scale = at(distance, scale, *shapes)
+        return distance * by_distance + scale * by_scale
+
+    def by_shape(distance: Array, scale: Array, shape: Array) -> Array:
+        return jax.jvp(lambda shape: value(distance, scale, shape), (shape,), (jnp.ones_like(shape),))[1]
+
+    partials = [lambda *given: at(*given)[0], lambda *given: at(*given)[1]]
+    return with_partials(value, *partials, *[by_shape] * (len(inspect.signature(slopes).parameters) - 1))
+
+
+# The CRPS of each family. At a scale of 0 it is |target − loc|, as that of a point mass.
+
+
+@homogeneous
+def _laplace_score(z: Array) -> tuple[Array, Array]:
+    size = jnp.abs(z)
+    return -jnp.sign(z) * jnp.expm1(-size), (1 + size) * jnp.exp(-size) - 0.75
+
+
+@homogeneous
+def _normal_score(z: Array) -> tuple[Array, Array]:
+    return erf(z / math.sqrt(2)), (2 * jnp.exp(-0.5 * z * z) - math.sqrt(2)) / math.sqrt(2 * math.pi)
+
+
+@homogeneous
+def _student_score(z: Array, df: Array) -> tuple[Array, Array]:
+    fall = student_tail_fall(df, z) - student_rise(df, z)
+    inside = df * jnp.exp(student_log_peak(df) - fall)  # (df + z²)·density
+    spread = jnp.exp(2 * half_step_correction(0.5 * df) - half_step_correction(df - 0.5))
+    spread = spread * df * jnp.sqrt(df / (math.pi * (df - 0.5)))
+    return 2 * jnp.exp(student_tails(df, z)[0]) - 1, (2 * inside - spread) / (df - 1)
 
 
 @family
@@ -87,8 +142,7 @@ class Laplace(LocationScale):
         return self.loc + self.scale * jax.random.laplace(key, self.shape, self.loc.dtype)
 
     def _crps(self, target: Array) -> Array:
-        size = jnp.abs(self._standard(target))
-        return self.scale * (size - 0.75 + jnp.exp(-size))
+        return _laplace_score(target - self.loc, self.scale)
 
     @classmethod
     def _from_raw(cls, *raw: Array) -> Self:
@@ -133,22 +187,20 @@ class Normal(LocationScale):
         return -0.5 * jnp.square(self._standard(target)) - (jnp.log(self.scale) + 0.5 * math.log(2 * math.pi))
 
     def _cdf(self, target: Array) -> Array:
-        return ndtr(self._standard(target))
+        return normal_cdf(self._standard(target))
 
     def _log_tails(self, target: Array) -> tuple[Array, Array]:
         z = self._standard(target)
-        return log_ndtr(z), log_ndtr(-z)
+        return log_normal_cdf(z), log_normal_cdf(-z)
 
     def _quantile(self, level: Array) -> Array:
-        return self.loc + self.scale * ndtri(level)
+        return self.loc + self.scale * normal_quantile(level)
 
     def _sample(self, key: Array) -> Array:
         return self.loc + self.scale * jax.random.normal(key, self.shape, self.loc.dtype)
 
     def _crps(self, target: Array) -> Array:
-        z = self._standard(target)
-        density = jnp.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
-        return self.scale * (z * (2 * ndtr(z) - 1) + 2 * density - 1 / math.sqrt(math.pi))
+        return _normal_score(target - self.loc, self.scale)
 
     @classmethod
     def _from_raw(cls, *raw: Array) -> Self:
@@ -209,13 +261,7 @@ class StudentT(LocationScale):
 
     def _crps(self, target: Array) -> Array:
         df = jnp.where(self.df > 1, self.df, 2)
-        z = self._standard(target)
-        inside = df * jnp.exp(student_log_peak(df) - (df - 1) / (df + 1) * student_fall(df, z))  # (df + z²)·density
-        spread = jnp.exp(2 * half_step_correction(0.5 * df) - half_step_correction(df - 0.5))
-        spread = spread * df * jnp.sqrt(df / (math.pi * (df - 0.5)))
-        lower = jnp.exp(student_tails(df, z)[0])
-        score = z * (2 * lower - 1) + (2 * inside - spread) / (df - 1)
-        return jnp.where(self.df > 1, self.scale * score, jnp.nan)
+        return jnp.where(self.df > 1, _student_score(target - self.loc, self.scale, df), jnp.nan)
 
     @classmethod
     def _from_raw(cls, *raw: Array) -> Self:

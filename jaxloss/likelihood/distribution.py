@@ -212,6 +212,16 @@ class Distribution:
             mapped = jax.vmap(mapped, 1)
         return mapped(target)
 
+    def _where(self, used: Any) -> Self:
+        """This distribution where it is used, else a standard one of its family, of which no derivative overflows."""
+        hidden = [
+            value._where(used)
+            if isinstance(value, Distribution)
+            else jnp.where(used, value, jnp.asarray(self.domain[name].inside, value.dtype))
+            for name, value in vars(self).items()
+        ]
+        return jax.tree.unflatten(jax.tree.structure(self), jax.tree.leaves(hidden))
+
     def _without(self, what: str, instead: str = "") -> TypeError:
         return TypeError(f"{type(self).__name__} has no closed form of {what}{instead}")
 

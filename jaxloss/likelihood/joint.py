@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.scipy.special import ndtr
+from jax.scipy.special import erf
 
 from jaxloss.contract import REAL, Domain, ShapeError, check_settings
 from jaxloss.likelihood.constant import moments, quantiles
-from jaxloss.likelihood.continuous import SCALE_FLOOR, Normal
+from jaxloss.likelihood.continuous import SCALE_FLOOR, Normal, homogeneous
 from jaxloss.likelihood.distribution import Distribution, family, positive, raw_of_positive
 
 __all__ = ["Mixture", "MultivariateNormal"]
@@ -170,10 +170,10 @@ class Mixture(Distribution):
         return cls._initial_bias(target, weights, family.support, make, start)
 
 
-def _expected_distance(loc: Array, scale: Array) -> Array:
-    """E|Y| for a normal Y."""
-    z = loc / scale
-    return loc * (2 * ndtr(z) - 1) + scale * (math.sqrt(2 / math.pi) * jnp.exp(-0.5 * z * z))
+@homogeneous
+def _expected_distance(z: Array) -> tuple[Array, Array]:
+    """E|Y| for a normal Y of mean distance and standard deviation scale."""
+    return erf(z / math.sqrt(2)), math.sqrt(2 / math.pi) * jnp.exp(-0.5 * z * z)
 
 
 @family

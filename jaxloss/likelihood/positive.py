@@ -11,14 +11,21 @@ from typing import Any, ClassVar, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import erf, log_ndtr, ndtr, ndtri
+from jax.scipy.special import erf, ndtr
 
 from jaxloss.contract import POSITIVE, REAL, is_host_value
 from jaxloss.likelihood.continuous import SCALE_FLOOR
 from jaxloss.likelihood.distribution import Distribution, bounded, family, positive, raw_of_bounded, raw_of_positive
 from jaxloss.likelihood.tails import gamma_log_peak, gamma_tails
-from jaxloss.numerics.gamma import exp_excess, half_step_correction, log_difference
-from jaxloss.numerics.partials import with_partials
+from jaxloss.numerics.gamma import (
+    exp_excess,
+    half_step_correction,
+    log_difference,
+    log_normal_cdf,
+    normal_cdf,
+    normal_quantile,
+)
+from jaxloss.numerics.partials import ratio, with_partials
 
 __all__ = ["Gamma", "LogNormal"]
 
@@ -43,11 +50,16 @@ class Positive(Distribution):
         raise NotImplementedError
 
     def _log_prob(self, target: Array) -> Array:
-        return jnp.where(target <= 0, -jnp.inf, self._log_density(_inside(target)))
+        return jnp.where(target <= 0, -jnp.inf, self._log_density(self._inside(target)))
 
     def _log_tails(self, target: Array) -> tuple[Array, Array]:
-        lower, upper = self._tails(_inside(target))
+        lower, upper = self._tails(self._inside(target))
         return jnp.where(target <= 0, -jnp.inf, lower), jnp.where(target <= 0, 0, upper)
+
+    def _inside(self, target: Array) -> Array:
+        """The target where it is in the support or NaN, else the exponential of the first parameter."""
+        middle = jnp.exp(jnp.clip(jax.tree.leaves(self)[0], -80, 80))
+        return jnp.where(target <= 0, jax.lax.stop_gradient(middle), target)
 
     def _without_shift(self, shift: Any) -> None:
         if not is_host_value(shift) or np.any(np.asarray(shift) != 0):
@@ -115,7 +127,7 @@ class LogNormal(Positive):
     raw_size = 2
 
     def _standard(self, target: Array) -> Array:
-        return log_difference(target, self.loc) / self.scale
+        return ratio(log_difference(target, self.loc), self.scale)
 
     def _mean(self) -> Array:
         return jnp.exp(self.loc + 0.5 * jnp.square(self.scale))
@@ -129,14 +141,14 @@ class LogNormal(Positive):
         return -0.5 * jnp.square(self._standard(target)) - jnp.log(target) - constant
 
     def _cdf(self, target: Array) -> Array:
-        return jnp.where(target <= 0, 0, ndtr(self._standard(_inside(target))))
+        return jnp.where(target <= 0, 0, normal_cdf(self._standard(self._inside(target))))
 
     def _tails(self, target: Array) -> tuple[Array, Array]:
         z = self._standard(target)
-        return log_ndtr(z), log_ndtr(-z)
+        return log_normal_cdf(z), log_normal_cdf(-z)
 
     def _quantile(self, level: Array) -> Array:
-        return jnp.exp(self.loc + self.scale * ndtri(level))
+        return jnp.exp(self.loc + self.scale * normal_quantile(level))
 
     def _sample(self, key: Array) -> Array:
         return jnp.exp(self.loc + self.scale * jax.random.normal(key, self.shape, self.loc.dtype))

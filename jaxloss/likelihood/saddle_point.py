@@ -16,7 +16,7 @@ from jax import lax
 
 from jaxloss.likelihood.tails import gamma_tails, log_integral
 from jaxloss.numerics.gamma import exp_excess, log_complement, log_difference, stirling_correction
-from jaxloss.numerics.partials import with_partials
+from jaxloss.numerics.partials import ratio, with_partials
 
 __all__ = ["excess", "negative_binomial_log_mass", "negative_binomial_tails", "poisson_log_mass", "poisson_tails"]
 
@@ -183,7 +183,7 @@ def negative_binomial_log_mass(count: Array, log_rate: Array, concentration: Arr
     """The log probability of a negative binomial count."""
     some = _or_one(count)
     corrections = stirling_correction(some + concentration) - stirling_correction(concentration)
-    peak = _log_peak(some) - 0.5 * jnp.log1p(some / concentration) + corrections
+    peak = _log_peak(some) - 0.5 * jnp.log1p(ratio(some, concentration)) + corrections
     log_mass = peak - spread_deviance(some, concentration, log_difference(some, log_rate))
     return jnp.where(count > 0, log_mass, -spread_deviance_of_none(log_rate, concentration))
 

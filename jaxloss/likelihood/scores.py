@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxloss.contract import NONNEGATIVE, Domain
+from jaxloss.contract import NONNEGATIVE, POSITIVE, Domain
 from jaxloss.lift import pointwise
 from jaxloss.likelihood.distribution import Distribution
 from jaxloss.likelihood.ensemble import Ensemble, distance
+from jaxloss.numerics.gamma import log, log_difference
 
 __all__ = ["beta_nll", "censored_nll", "crps", "energy_score", "nll"]
 
@@ -89,32 +90,46 @@ def censored_nll(
     >>> [round(x, 4) for x in censored_nll(pred, lifetimes, censoring=ended, reduction="none").tolist()]
     [0.9189, 0.6931]
     """
-    observed, left = censoring == 0, censoring < 0
-    inside = jnp.full_like(target, pred.support.inside)
-    exact = pred._log_prob(jnp.where(observed, target, inside))
-    low = jnp.where(observed, inside, target)
-    below, above = pred._log_tails(low)
-    bounded = upper < jnp.inf
-    high = jnp.where(bounded & ~observed, upper, low + 1)
-    high_below, high_above = pred._log_tails(high)
+    observed, left = jnp.asarray(censoring == 0), jnp.asarray(censoring < 0)
+    bounded = ~observed & ~left & (upper < jnp.inf)
+    # Tails have finite derivatives everywhere; a density that is not used is that of a standard distribution.
+    below, above = pred._log_tails(target)
+    high_below, high_above = pred._log_tails(jnp.where(bounded, upper, target))
     in_upper_tail = above < below
     most, rest = jnp.where(in_upper_tail, above, high_below), jnp.where(in_upper_tail, high_above, below)
-    ratio = jnp.minimum(jnp.where(bounded, rest - most, -1), 0)
-    between = most + _log_one_minus_exp(ratio)
-    if not pred.discrete:  # the difference of two tails would cancel in a narrow interval
-        between = jnp.where(ratio > -0.01, _log_mass_of_narrow(pred, low, high), between)
+    ratio = jnp.where(bounded, jnp.minimum(rest - most, 0), -1)
+    narrow = (ratio > -0.01) & (not pred.discrete)  # there the difference of two tails would cancel
+    dense = observed | narrow
+    dense_pred, start = pred._where(dense), jnp.where(dense, target, pred.support.inside)
+    exact = dense_pred._log_prob(start)
+    between = most + _log_one_minus_exp(jnp.where(narrow, -1, ratio))
+    if not pred.discrete:
+        between = jnp.where(narrow, _log_mass_of_narrow(dense_pred, exact, narrow, start, jnp.asarray(upper)), between)
     return -jnp.where(observed, exact, jnp.where(left, below, jnp.where(bounded, between, above)))
 
 
-def _log_mass_of_narrow(pred: Distribution, low: Array, high: Array) -> Array:
-    """log P(low < Y ≤ high) by Simpson's rule."""
-    width = high - low
-    densities = [pred._log_prob(low + share * width) for share in (0.0, 0.5, 1.0)]
+def _log_mass_of_narrow(pred: Distribution, at_low: Array, narrow: Array, low: Array, high: Array) -> Array:
+    """log P(low < Y ≤ high) by Simpson's rule, of positive numbers in their logarithm; some number where not narrow.
+
+    at_low: the log density there.
+    """
+    high = jnp.where(narrow, high, low)
+    if pred.support is POSITIVE:
+        start, end = jnp.where(narrow, low, 1), jnp.where(narrow, high, 2)
+        width, middle = log_difference(end, log(start)), jnp.where(narrow, jnp.sqrt(start) * jnp.sqrt(end), low)
+        units = log(start), log(jnp.where(narrow, middle, 1)), log(end)
+    else:
+        width, units = jnp.where(narrow, high - low, 1), (0, 0, 0)
+        middle = jnp.where(narrow, low + 0.5 * width, low)
+    densities = [
+        jnp.where(narrow, density + unit, 0)
+        for density, unit in zip((at_low, pred._log_prob(middle), pred._log_prob(high)), units, strict=True)
+    ]
     most = lax.stop_gradient(densities[1])
     total = sum(
         share * jnp.exp(density - most) for share, density in zip((1 / 6, 4 / 6, 1 / 6), densities, strict=True)
     )
-    return most + jnp.log(total * width)
+    return most + (jnp.log(total) + log(width))
 
 
 @pointwise(event_ndim=1)

@@ -20,7 +20,7 @@ from jaxloss.numerics.gamma import (
     half_step_correction,
     log_complement,
     stirling_correction,
-    student_fall,
+    student_tail_fall,
 )
 from jaxloss.numerics.partials import with_partials
 
@@ -39,7 +39,7 @@ def log_integral(fall: Callable[[Array], Array], reach: Array) -> Array:
     nodes, weights = np.polynomial.legendre.leggauss(_settings(reach.dtype)[0])
     nodes = 0.5 * (nodes + 1)
     rule = jnp.asarray(nodes**3, reach.dtype), jnp.asarray(1.5 * nodes**2 * weights, reach.dtype)
-    reach = lax.stop_gradient(reach)
+    reach = lax.stop_gradient(jnp.minimum(reach, 0.25 * jnp.finfo(reach.dtype).max))
 
     def add(total: Array, node: tuple[Array, Array]) -> tuple[Array, None]:
         place, weight = node
@@ -108,10 +108,33 @@ def student_log_peak(df: Array) -> Array:
     return half_step_correction(0.5 * df) - 0.5 * math.log(2 * math.pi)
 
 
+def _student_size(df: Array, z: Array) -> Array:
+    return jnp.minimum(jnp.abs(z) / jnp.sqrt(df), 1e9)  # beyond, the rate is 1
+
+
+def _student_rate_value(df: Array, z: Array) -> Array:
+    """w/√(1 + w²) with w = |z|/√df."""
+    size = _student_size(df, z)
+    return size / jnp.sqrt(1 + size * size)
+
+
+def _student_rate_by_df(df: Array, z: Array) -> Array:
+    size = _student_size(df, z)
+    share = 1 / (1 + size * size)
+    return -0.5 * size * share * jnp.sqrt(share) / df
+
+
+def _student_rate_by_z(df: Array, z: Array) -> Array:
+    share = 1 / (1 + jnp.square(_student_size(df, z)))
+    return jnp.where(z >= 0, share, -share) * jnp.sqrt(share) / jnp.sqrt(df)
+
+
+_student_rate = with_partials(_student_rate_value, _student_rate_by_df, _student_rate_by_z)
+
+
 def _student_integral(df: Array, z: Array) -> Array:
     _, enough = _settings(df.dtype)
-    ratio = jnp.minimum(jnp.where(z >= 0, z, -z) / jnp.sqrt(df), 1e9)  # beyond, the rate is 1
-    rate = ratio / jnp.sqrt(1 + ratio * ratio)
+    rate = _student_rate(df, z)
 
     def fall(h: Array) -> Array:
         """df·log(cosh h + rate·sinh h)."""
@@ -124,7 +147,7 @@ def _student_integral(df: Array, z: Array) -> Array:
 
 def _student_tail_value(df: Array, z: Array) -> Array:
     """log P(T > |z|)."""
-    start = student_log_peak(df) + 0.5 * jnp.log(df) - df / (df + 1) * student_fall(df, z)
+    start = student_log_peak(df) + 0.5 * jnp.log(df) - student_tail_fall(df, z)
     return start + _student_integral(df, z)
 
 

@@ -3,7 +3,7 @@
 How it is called, weighted, masked and reduced is the contract of every loss (`jaxloss.lift.Loss`, and the README).
 With x = (r/scale)², β = 2 − α, z = x/β and u = log(1 + z), and the weight w = exp(−½βu) = (1 + z)^(−β/2):
 
-    value (β/α)·(exp(½αu) − 1)        slope r/scale²·w        curvature w/scale²·(1 − β·z/(1 + z))
+    value (β/α)·(exp(½αu) − 1)        slope r/scale²·w        curvature w/scale²·(1 + (α − 1)·z)/(1 + z)
 
 The exponents reach 170 before these leave float32, so u is a pair (`jaxloss.numerics.pairs`), and each power is the
 square of its root. Near α = 0 the value is ½βu·exprel(½αu). What depends on the settings alone costs nothing.
@@ -53,8 +53,8 @@ def _unit(scale: Array) -> Pair:
     return inverse(split(scale))
 
 
-def _log(residual: Array, alpha: Array, scale: Array) -> tuple[Pair, Array]:
-    """u, and z/(1 + z)."""
+def _log(residual: Array, alpha: Array, scale: Array) -> tuple[Pair, Array, Array]:
+    """u, z/(1 + z), and 1/(1 + z)."""
     info = jnp.finfo(residual.dtype)
     factor = product(
         _unit(scale), inverse_root(split(_divisor(alpha), _beta(alpha)[1]))
@@ -62,10 +62,12 @@ def _log(residual: Array, alpha: Array, scale: Array) -> tuple[Pair, Array]:
     # Far out z would overflow: r is taken 2^−octaves times, and the 1 of 1 + z can be left out.
     octaves = info.maxexp * 3 // 5
     far = jnp.abs(residual * factor[0]) > 2.0 ** (info.maxexp // 3)
-    high, low = product(split(jnp.where(far, residual * 2.0**-octaves, residual)), factor)
+    unit = jnp.where(far, 2.0**-octaves, jnp.ones_like(residual))
+    high, low = product(split(residual * unit), factor)
     z, z_low = two_sum(high * high, low * (2 * high + low))
     total, lost = two_sum(jnp.where(far, 0, jnp.ones_like(residual)), z)
-    return log_pair(total, lost + z_low, jnp.where(far, 2.0 * octaves, 0 * residual)), z / total
+    u = log_pair(total, lost + z_low, jnp.where(far, 2.0 * octaves, 0 * residual))
+    return u, z / total, (unit / total) * unit
 
 
 def _root_weight(alpha: Array, u: Pair) -> Array:
@@ -90,16 +92,16 @@ def _slope(residual: Array, alpha: Array, scale: Array) -> Array:
 
 def _curvature(residual: Array, alpha: Array, scale: Array) -> Array:
     inside, alpha = _finite(residual, alpha)
-    u, share = _log(inside, alpha, scale)
+    u, share, rest = _log(inside, alpha, scale)
     weight = _root_weight(alpha, u) * sum(_unit(scale))
-    curvature = weight * (weight * (1 - (2 - alpha) * share))
+    curvature = weight * (weight * (rest + (alpha - 1) * share))
     return jnp.where((jnp.abs(residual) == jnp.inf) & (alpha < 2), 0, curvature)
 
 
 def _scale_slope(residual: Array, alpha: Array, scale: Array) -> Array:
     """−x·w/scale; with w small, x·w from z·w = z/(1 + z)·(1 + z)^(α/2)."""
     residual, alpha = _finite(residual, alpha)
-    u, share = _log(residual, alpha, scale)
+    u, share, _ = _log(residual, alpha, scale)
     unit = sum(_unit(scale))
     ratio = (residual * _root_weight(alpha, u)) * unit
     power = _root_power(alpha, u)
@@ -110,7 +112,7 @@ def _scale_slope(residual: Array, alpha: Array, scale: Array) -> Array:
 def _alpha_slope(residual: Array, alpha: Array, scale: Array) -> Array:
     """β/4·∫₀ᵘ e^(ατ/2)(τ − 1 + e^(−τ))dτ: the integral done in three ways, each where it does not cancel."""
     residual, held = _finite(residual, alpha)
-    pair, share = _log(residual, held, scale)
+    pair, share, _ = _log(residual, held, scale)
     beta, u = _divisor(held), pair[0] + pair[1]
     y = 0.5 * held * u
     # u³ times a divided difference of exp.
@@ -127,14 +129,16 @@ def _alpha_slope(residual: Array, alpha: Array, scale: Array) -> Array:
     steeply = (0.5 * raised) * (u / a - kept) + 0.5 * (
         beta * (kept + 0.5 * u * exprel(jnp.where(steep, -0.5 * beta * u, 0)))
     )
-    # For α < 1: ½(u²·χ(y) − e^y·(u − 1 + e^(−u))), χ(y) = (1 + (y − 1)e^y)/y².
-    grown = power * power
+    # For α < 1: ½(u²·χ(y) − e^y·(u − 1 + e^(−u))), χ(y) = (1 + (y − 1)e^y)/y², over e^(y/2) if y > 0.
+    unit = jnp.maximum(power, 1)
+    grown = power * (power / unit)
     mild = jnp.abs(y) < 1
     inner, y = jnp.where(mild, y, 0), jnp.where(mild, 1, y)
-    chi = jnp.where(mild, exp_difference(inner, inner, single=11, double=20), (1 + (y - 1) * grown) / (y * y))
+    series_chi = exp_difference(inner, inner, single=11, double=20) / unit
+    chi = jnp.where(mild, series_chi, (1 / unit + (y - 1) * grown) / (y * y))
     inner = jnp.where(u < 1, -u, 0)
     bend = jnp.where(u < 1, u * u * exp_difference(0 * inner, inner, single=11, double=20), u - share)
-    general = 0.5 * (u * u * chi - grown * bend)
+    general = 0.5 * (u * u * chi - grown * bend) * unit
     slope = jnp.where(small, series, jnp.where(steep, steeply, general))
     return jnp.where(alpha < _LEAST, 0, slope)
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from jaxloss.contract import OPEN_UNIT, POSITIVE
 from jaxloss.lift import Traits, pointwise
+from jaxloss.numerics import kink
 
 __all__ = ["expectile", "quantile", "quantile_huber"]
 
@@ -59,9 +60,15 @@ def _expectile_curvature(pred: Array, target: Array, *, level: Array) -> Array:
     return 2 * _least_weight(pred - target, level)
 
 
+def _expectile_by_level(pred: Array, target: Array, *, level: Array) -> Array:
+    residual = pred - target
+    return -residual * kink.absolute(residual)
+
+
 @pointwise(
     slope=_expectile_slope,
     curvature=_expectile_curvature,
+    partials={"level": _expectile_by_level},
     domain={"level": OPEN_UNIT},
     traits=Traits(residual=True, convex=True, estimates="expectile(level)"),
 )
@@ -88,9 +95,15 @@ def _quantile_huber_curvature(pred: Array, target: Array, *, level: Array, delta
     return jnp.where(jnp.abs(residual) > delta, 0, _least_weight(residual, level) / delta)
 
 
+def _quantile_huber_by_delta(pred: Array, target: Array, *, level: Array, delta: Array) -> Array:
+    residual = pred - target
+    return -0.5 * _weight(residual, level) * jnp.square(jnp.clip(residual / delta, -1, 1))
+
+
 @pointwise(
     slope=_quantile_huber_slope,
     curvature=_quantile_huber_curvature,
+    partials={"delta": _quantile_huber_by_delta},
     domain={"level": OPEN_UNIT, "delta": POSITIVE},
     traits=Traits(residual=True, convex=True, bounded_influence=True, estimates="M-estimate"),
 )

@@ -35,9 +35,14 @@ def _msle_curvature(pred: Array, target: Array) -> Array:
     return 2 * (1 - jnp.sign(pred - target) * _log_ratio(pred, target)) * inverse * inverse
 
 
+def _msle_by_target(pred: Array, target: Array) -> Array:
+    return _msle_slope(target, pred)
+
+
 @pointwise(
     slope=_msle_slope,
     curvature=_msle_curvature,
+    partials={"target": _msle_by_target},
     traits=Traits(estimates="geometric mean of 1 + y, less 1", pred=ABOVE_MINUS_ONE, target=ABOVE_MINUS_ONE),
 )
 def msle(pred: Array, target: Array) -> Array:
@@ -54,7 +59,23 @@ def msle(pred: Array, target: Array) -> Array:
     return jnp.square(_log_ratio(pred, target))
 
 
-@pointwise(domain={"epsilon": POSITIVE}, traits=Traits(convex=True, symmetric=True, bounded_influence=True))
+def _mape_by_target(pred: Array, target: Array, *, epsilon: Array) -> Array:
+    size, direction = jnp.abs(target), -jnp.sign(pred - target)
+    divisor = jnp.maximum(size, epsilon)
+    inner, outer = direction / epsilon, direction * jnp.sign(target) * (pred / divisor) / divisor
+    least = jnp.clip(0, jnp.minimum(inner, outer), jnp.maximum(inner, outer))
+    return jnp.where(size > epsilon, outer, jnp.where(size < epsilon, inner, least))
+
+
+def _mape_by_epsilon(pred: Array, target: Array, *, epsilon: Array) -> Array:
+    return jnp.where(jnp.abs(target) < epsilon, -(jnp.abs(pred - target) / epsilon) / epsilon, 0)
+
+
+@pointwise(
+    partials={"target": _mape_by_target, "epsilon": _mape_by_epsilon},
+    domain={"epsilon": POSITIVE},
+    traits=Traits(convex=True, symmetric=True, bounded_influence=True),
+)
 def mape(pred: Array, target: Array, *, epsilon: Array | float = 1e-6) -> Array:
     """Absolute percentage error |r| / max(|target|, ε), as a fraction: 0.1 is ten percent.
 
@@ -96,12 +117,22 @@ def _smape_curvature(pred: Array, target: Array, *, epsilon: Array) -> Array:
     same = (jnp.sign(pred) * jnp.sign(target) > 0) | ((pred == 0) & (target != 0))
     outer = same & ((size > epsilon) | ((size == epsilon) & (jnp.abs(pred) < jnp.abs(target))))
     bending = 8 * (jnp.abs(target) * inverse) * inverse * inverse
-    return jnp.where(outer, jnp.where(jnp.abs(pred) < jnp.abs(target), bending, -bending), 0 * bending)
+    return jnp.where(outer, jnp.where(jnp.abs(pred) < jnp.abs(target), bending, -bending), 0 * size)
+
+
+def _smape_by_target(pred: Array, target: Array, *, epsilon: Array) -> Array:
+    return _smape_slope(target, pred, epsilon=epsilon)
+
+
+def _smape_by_epsilon(pred: Array, target: Array, *, epsilon: Array) -> Array:
+    pred, target, size, _ = _smape_parts(pred, target, epsilon)
+    return jnp.where(size < epsilon, -2 * (jnp.abs(pred - target) / epsilon) / epsilon, 0)
 
 
 @pointwise(
     slope=_smape_slope,
     curvature=_smape_curvature,
+    partials={"target": _smape_by_target, "epsilon": _smape_by_epsilon},
     domain={"epsilon": POSITIVE},
     traits=Traits(bounded_influence=True),
 )

@@ -70,9 +70,14 @@ def _inside(residual: Array, bound: Array) -> Array:
     return jnp.where(size > bound, 0, size * 0 + 1)
 
 
+def _huber_by_delta(pred: Array, target: Array, *, delta: Array) -> Array:
+    return kink.positive_part(kink.absolute(pred - target) - delta)
+
+
 @pointwise(
     slope=_huber_slope,
     curvature=_huber_curvature,
+    partials={"delta": _huber_by_delta},
     domain={"delta": POSITIVE},
     traits=Traits(residual=True, convex=True, symmetric=True, bounded_influence=True, estimates="M-estimate"),
 )
@@ -99,9 +104,14 @@ def _smooth_l1_curvature(pred: Array, target: Array, *, beta: Array) -> Array:
     return _inside(pred - target, beta) / beta
 
 
+def _smooth_l1_by_beta(pred: Array, target: Array, *, beta: Array) -> Array:
+    return -0.5 * jnp.square(_smooth_l1_slope(pred, target, beta=beta))
+
+
 @pointwise(
     slope=_smooth_l1_slope,
     curvature=_smooth_l1_curvature,
+    partials={"beta": _smooth_l1_by_beta},
     domain={"beta": POSITIVE},
     traits=Traits(residual=True, convex=True, symmetric=True, bounded_influence=True, estimates="M-estimate"),
 )
@@ -140,9 +150,19 @@ def _pseudo_huber_curvature(pred: Array, target: Array, *, delta: Array) -> Arra
     return inverse * inverse * inverse
 
 
+def _pseudo_huber_by_delta(pred: Array, target: Array, *, delta: Array) -> Array:
+    """δ(s − 1)²/s with s = √(1 + q²), by s − 1 = q²/(1 + s)."""
+    residual = pred - target
+    ratio = _ratio(residual, delta)
+    root = jnp.sqrt(1 + ratio * ratio)
+    half = ratio / (1 + root)
+    return residual * half * half * (ratio / root)
+
+
 @pointwise(
     slope=_pseudo_huber_slope,
     curvature=_pseudo_huber_curvature,
+    partials={"delta": _pseudo_huber_by_delta},
     domain={"delta": POSITIVE},
     traits=Traits(residual=True, convex=True, symmetric=True, bounded_influence=True, estimates="M-estimate"),
 )

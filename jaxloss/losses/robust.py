@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxloss.contract import POSITIVE
 from jaxloss.lift import Traits, pointwise
 from jaxloss.numerics.pairs import exp_sum, quotient
-from jaxloss.numerics.series import atanh_tail
+from jaxloss.numerics.series import atanh_tail, exp_difference
 
 __all__ = ["cauchy", "fair", "geman_mcclure", "tukey", "welsch"]
 
@@ -47,8 +47,8 @@ def _half_square(residual: Array, scale: Array | float) -> Array:
 
 
 def _cauchy_slope(pred: Array, target: Array, *, scale: Array) -> Array:
-    residual = pred - target
-    return 1 / (1 / residual + residual * (1 / (scale * scale)))  # q² would overflow
+    residual, inverse = pred - target, 1 / scale
+    return 1 / (1 / residual + (residual * inverse) * inverse)  # q² would overflow
 
 
 def _cauchy_curvature(pred: Array, target: Array, *, scale: Array) -> Array:
@@ -58,7 +58,27 @@ def _cauchy_curvature(pred: Array, target: Array, *, scale: Array) -> Array:
     return (1 - square) * weight * weight
 
 
-@pointwise(slope=_cauchy_slope, curvature=_cauchy_curvature, domain={"scale": POSITIVE}, traits=_REDESCENDING)
+def _log1p_square(ratio: Array) -> Array:
+    """log(1 + q²), also where q² overflows."""
+    return jnp.log1p(_least(jnp.square(jnp.minimum(ratio, 1e18)))) + 2 * jnp.log(jnp.maximum(ratio * 1e-18, 1))
+
+
+def _cauchy_by_scale(pred: Array, target: Array, *, scale: Array) -> Array:
+    """scale·(log(1 + q²) − q²/(1 + q²)), near 0 from s = q²/(2 + q²), by log(1 + q²) = 2·artanh(s)."""
+    ratio = jnp.abs(pred - target) / scale
+    square = jnp.square(jnp.minimum(ratio, 1e18))
+    sine = square / (2 + square)
+    near = (scale * sine) * (2 * sine) * (1 / (1 + sine) + sine * atanh_tail(sine * sine))
+    return jnp.where(square < 1, near, scale * (_log1p_square(ratio) - square / (1 + square)))
+
+
+@pointwise(
+    slope=_cauchy_slope,
+    curvature=_cauchy_curvature,
+    partials={"scale": _cauchy_by_scale},
+    domain={"scale": POSITIVE},
+    traits=_REDESCENDING,
+)
 def cauchy(pred: Array, target: Array, *, scale: Array | float = 1.0) -> Array:
     """Cauchy (Lorentzian) loss ½·scale²·log(1 + q²), by way of log1p.
 
@@ -70,9 +90,7 @@ def cauchy(pred: Array, target: Array, *, scale: Array | float = 1.0) -> Array:
     3.119162
     """
     residual = pred - target
-    ratio = jnp.abs(residual) * (1 / scale)
-    logarithm = jnp.log1p(_least(jnp.square(jnp.minimum(ratio, 1e18)))) + 2 * jnp.log(jnp.maximum(ratio * 1e-18, 1))
-    return logarithm * _half_square(residual, scale)
+    return _log1p_square(jnp.abs(residual) * (1 / scale)) * _half_square(residual, scale)
 
 
 def _decay(residual: Array, scale: Array) -> Array:
@@ -93,7 +111,21 @@ def _welsch_curvature(pred: Array, target: Array, *, scale: Array) -> Array:
     return (1 - 2 * jnp.square(residual / scale)) * decay * decay
 
 
-@pointwise(slope=_welsch_slope, curvature=_welsch_curvature, domain={"scale": POSITIVE}, traits=_REDESCENDING)
+def _welsch_by_scale(pred: Array, target: Array, *, scale: Array) -> Array:
+    """scale·(1 − (1 + q²)·exp(−q²)), near 0 by its series."""
+    square = jnp.square(_held(pred - target, scale, 64) / scale)
+    small = -jnp.minimum(square, 1)
+    near = (scale * square) * (square * exp_difference(small, small, single=11, double=20))
+    return jnp.where(square < 1, near, scale * (1 - (1 + square) * jnp.exp(-square)))
+
+
+@pointwise(
+    slope=_welsch_slope,
+    curvature=_welsch_curvature,
+    partials={"scale": _welsch_by_scale},
+    domain={"scale": POSITIVE},
+    traits=_REDESCENDING,
+)
 def welsch(pred: Array, target: Array, *, scale: Array | float = 1.0) -> Array:
     """Welsch (Leclerc, correntropy) loss ½·scale²·(1 − exp(−q²)), by way of expm1.
 
@@ -123,9 +155,17 @@ def _geman_mcclure_curvature(pred: Array, target: Array, *, scale: Array) -> Arr
     return (1 - 3 * square) * weight * weight * weight
 
 
+def _geman_mcclure_by_scale(pred: Array, target: Array, *, scale: Array) -> Array:
+    """scale·(q²/(1 + q²))²."""
+    square = jnp.square(_held(pred - target, scale, 1e9) / scale)  # there the share is 1 to the last bit, or more
+    share = square / (1 + square)
+    return scale * share * share
+
+
 @pointwise(
     slope=_geman_mcclure_slope,
     curvature=_geman_mcclure_curvature,
+    partials={"scale": _geman_mcclure_by_scale},
     domain={"scale": POSITIVE},
     traits=_REDESCENDING,
 )
@@ -158,7 +198,19 @@ def _tukey_curvature(pred: Array, target: Array, *, scale: Array) -> Array:
     return (1 - 5 * jnp.square(residual / scale)) * gap
 
 
-@pointwise(slope=_tukey_slope, curvature=_tukey_curvature, domain={"scale": POSITIVE}, traits=_REDESCENDING)
+def _tukey_by_scale(pred: Array, target: Array, *, scale: Array) -> Array:
+    """scale·q⁴·(1 − ⅔q²) for q ≤ 1, then scale/3."""
+    square = jnp.square(_held(pred - target, scale, 1) / scale)
+    return (scale * square) * square * (1 - (2 / 3) * square)
+
+
+@pointwise(
+    slope=_tukey_slope,
+    curvature=_tukey_curvature,
+    partials={"scale": _tukey_by_scale},
+    domain={"scale": POSITIVE},
+    traits=_REDESCENDING,
+)
 def tukey(pred: Array, target: Array, *, scale: Array | float = 4.685) -> Array:
     """Tukey's biweight scale²/6·(1 − (1 − q²)³) for q ≤ 1, then scale²/6 (Beaton and Tukey, Technometrics 1974).
 
@@ -185,9 +237,20 @@ def _fair_curvature(pred: Array, target: Array, *, scale: Array) -> Array:
     return weight * weight
 
 
+def _fair_by_scale(pred: Array, target: Array, *, scale: Array) -> Array:
+    """scale·(q − 2·log(1 + q) + q/(1 + q)), near 0 from s = q/(2 + q), by log(1 + q) = 2·artanh(s)."""
+    size = jnp.abs(pred - target)
+    inner = jnp.minimum(size / scale, 1)
+    sine = inner / (2 + inner)
+    near = (scale * sine) * (4 * sine) * sine * (1 / (1 - sine * sine) - atanh_tail(sine * sine))
+    ratio = jnp.minimum(size / scale, jnp.finfo(size.dtype).max)
+    return jnp.where(size < scale, near, size - scale * (2 * jnp.log1p(ratio) - ratio / (1 + ratio)))
+
+
 @pointwise(
     slope=_fair_slope,
     curvature=_fair_curvature,
+    partials={"scale": _fair_by_scale},
     domain={"scale": POSITIVE},
     traits=Traits(residual=True, convex=True, symmetric=True, bounded_influence=True, estimates="M-estimate"),
 )

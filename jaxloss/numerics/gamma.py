@@ -11,6 +11,7 @@ import math
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.scipy.special import log_ndtr, ndtr, ndtri
 
 from jaxloss.numerics.pairs import quotient
 from jaxloss.numerics.partials import with_partials
@@ -19,10 +20,16 @@ from jaxloss.numerics.series import atanh_tail, polynomial, terms_for
 __all__ = [
     "exp_excess",
     "half_step_correction",
+    "log",
     "log_complement",
     "log_difference",
+    "log_normal_cdf",
+    "normal_cdf",
+    "normal_quantile",
     "stirling_correction",
     "student_fall",
+    "student_rise",
+    "student_tail_fall",
 ]
 
 Array = jax.Array
@@ -175,23 +182,67 @@ def _log1p_square_excess_value(w: Array) -> Array:
 _log1p_square_excess = with_partials(_log1p_square_excess_value, lambda w: 2 * w * jnp.square(_saturating(w)))
 
 
+def _student_ratio(df: Array, z: Array) -> Array:
+    """z/√df, held finite."""
+    most = jnp.finfo(z.dtype).max
+    return jnp.clip(z / jnp.sqrt(df), -most, most)
+
+
 def _student_fall(df: Array, z: Array) -> Array:
     """½(df + 1)·log(1 + z²/df): what the log density of Student's t loses from its peak to z."""
-    return 0.5 * (df + 1) * _log1p_square(z / jnp.sqrt(df))
+    return 0.5 * (df + 1) * _log1p_square(_student_ratio(df, z))
 
 
 def _student_fall_by_df(df: Array, z: Array) -> Array:
-    w = z / jnp.sqrt(df)
+    w = _student_ratio(df, z)
     return 0.5 * (_log1p_square_excess(w) - w * _saturating(w) / df)
 
 
 def _student_fall_by_z(df: Array, z: Array) -> Array:
-    return (df + 1) / jnp.sqrt(df) * _saturating(z / jnp.sqrt(df))
+    return (df + 1) / jnp.sqrt(df) * _saturating(_student_ratio(df, z))
 
 
+def _student_rise(df: Array, z: Array) -> Array:
+    """½·log(1 + z²/df)."""
+    return 0.5 * _log1p_square(_student_ratio(df, z))
+
+
+def _student_rise_by_df(df: Array, z: Array) -> Array:
+    w = _student_ratio(df, z)
+    return -0.5 * (w * _saturating(w)) / df
+
+
+def _normal_density(z: Array) -> Array:
+    return jnp.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
+
+
+def _log_normal_cdf_slope(z: Array) -> Array:
+    """density/cdf; far below 0 from the series cdf = density/|z|·(1 − 1/z² + 3/z⁴ − 15/z⁶ …)."""
+    far = z < (-10 if jnp.finfo(z.dtype).bits <= 32 else -30)
+    near, below = jnp.where(far, 0, z), jnp.where(far, z, -1)
+    square, series = jnp.square(1 / below), jnp.ones_like(z)
+    for odd in (13, 11, 9, 7, 5, 3, 1):
+        series = 1 - odd * square * series
+    log_cdf = jnp.where(far, 0, log_normal_cdf(z))  # of z itself, as the value is
+    return jnp.where(far, -below / series, _normal_density(near) * jnp.exp(-log_cdf))
+
+
+normal_cdf = with_partials(ndtr, _normal_density)
+log_normal_cdf = with_partials(lambda z: log_ndtr(z), _log_normal_cdf_slope)
+normal_quantile = with_partials(ndtri, lambda level: 1 / _normal_density(ndtri(level)))
 stirling_correction = with_partials(_stirling_correction, with_partials(_slope, _curvature))
 half_step_correction = with_partials(_half_step_correction, _half_step_slope)
 exp_excess = with_partials(_exp_excess, with_partials(jnp.expm1, jnp.exp))
 log_difference = with_partials(_log_difference, lambda x, _: 1 / x, lambda x, _: -jnp.ones_like(x))
 log_complement = with_partials(_log_complement, lambda x: -1 / jnp.expm1(-_below_zero(x)))
 student_fall = with_partials(_student_fall, _student_fall_by_df, _student_fall_by_z)
+student_rise = with_partials(
+    _student_rise, _student_rise_by_df, lambda df, z: _saturating(_student_ratio(df, z)) / jnp.sqrt(df)
+)
+student_tail_fall = with_partials(
+    lambda df, z: df * student_rise(df, z),
+    lambda df, z: 0.5 * _log1p_square_excess(_student_ratio(df, z)),
+    lambda df, z: jnp.sqrt(df) * _saturating(_student_ratio(df, z)),
+)
+student_tail_fall.__doc__ = """½df·log(1 + z²/df)."""
+log = with_partials(jnp.log, lambda x: 1 / x)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import re
-import textwrap
 
 import jax
 import jax.export
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from catalogue import each_loss
-from support import ROOT, close, exact, run_python, sample, settings_tree
+from support import ROOT, close, count_all_reduces, exact, run_program, run_python, sample, settings_tree
 
 import jaxloss
 
@@ -33,7 +32,6 @@ ARROWS = {
     "solve": {"solve", "lift", "reduce", "kink", "contract", "losses"},
     "train": {"train", "reduce", "contract", "likelihood"},
 }
-ALL_REDUCE = r"= [^=]*? all-reduce(?:-start)?\("
 HEAVY = {"flax": "train", "optax": "train", "orbax": "train", "matplotlib": "plots"}
 """Packages that `import jaxloss` does not load, and the one room that may."""
 
@@ -54,58 +52,9 @@ def test_exports_for_every_platform_and_runs_here(row):
     close(jax.jit(exported.call)(pred, target, settings), program(pred, target, settings))
 
 
-ON_FOUR_DEVICES = textwrap.dedent("""
-    import re
-    import jax
-    jax.config.update("jax_num_cpu_devices", 4)
-    import jax.numpy as jnp
-    from jax.sharding import NamedSharding, PartitionSpec as P
-    from catalogue import ROWS
-    from jaxloss import loss_sum
-    from support import close, sample
-
-    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    shards, everywhere = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
-    for row in ROWS:
-        draw, target = sample(row, (16, 2))
-        x = jnp.linspace(0.1, 1, 48).reshape(16, 3)
-        params = {"kernel": jnp.full((3, 2), 0.3), "offset": jnp.full((1, 2), 0.2)}
-        weights, where = jnp.linspace(0.5, 2, 16)[:, None], (jnp.arange(32) % 3 > 0).reshape(16, 2)
-        where = where & (jnp.arange(16) < 9)[:, None]  # the last shards have little or nothing to add
-        batch = (x, target, weights, where)
-
-        def part(params, batch):
-            x, target, weights, where = batch
-            pred = x @ params["kernel"] + params["offset"]
-            part = loss_sum(row.loss, pred, target, weights=weights, where=where,
-                            reduction="weighted_mean", **row.usual)
-            return part.total, part.weight
-
-        def gradient(params, batch):
-            (total, weight), slopes = jax.value_and_grad(part, has_aux=True)(params, batch)
-            return jax.tree.map(lambda number: number / weight, (total, slopes))
-
-        alone = jax.jit(gradient)(params, batch)
-        spread = jax.device_put(params, everywhere), jax.device_put(batch, shards)
-        compiled = jax.jit(gradient, out_shardings=everywhere).lower(*spread).compile()
-        close(jax.device_get(compiled(*spread)), jax.device_get(alone))
-        count = len(re.findall(ALL_REDUCE, compiled.as_text()))
-        assert count == 1, (row.name, count)
-
-        def summed(params, batch):
-            (total, weight), slopes = jax.value_and_grad(part, has_aux=True)(params, batch)
-            total, weight = jax.lax.psum((total, weight), "data")
-            return jax.tree.map(lambda number: number / weight, (total, slopes))
-
-        mapped = jax.shard_map(summed, mesh=mesh, in_specs=(P(), P("data")), out_specs=P())
-        close(jax.device_get(jax.jit(mapped)(*spread)), jax.device_get(alone))
-    print("agree", len(ROWS))
-""")
-
-
 @pytest.mark.slow
 def test_four_devices_agree_with_one_in_a_single_all_reduce():
-    assert run_python(f"ALL_REDUCE = {ALL_REDUCE!r}\n{ON_FOUR_DEVICES}").startswith("agree")
+    assert run_program("losses_on_four_devices.py", JAX_NUM_CPU_DEVICES="4").startswith("agree")
 
 
 @each_loss
@@ -192,4 +141,4 @@ def test_the_pattern_counts_all_reduces_with_tuple_results():
     text = (
         "%a = (f32[], f32[3]{0}) all-reduce(%x, %y), to_apply=%add\n%b = f32[] all-reduce(%z)\n%c = f32[] add(%z, %b)"
     )
-    assert len(re.findall(r"= [^=]*? all-reduce(?:-start)?\(", text)) == 2
+    assert count_all_reduces(text) == 2

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 import re
-import textwrap
 from fractions import Fraction
 
 import hypothesis
@@ -14,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import ROOT, close, run_python
+from support import ROOT, close, run_program
 
 import jaxloss
 from jaxloss import metrics
@@ -352,34 +351,9 @@ def test_scan_vmap_and_jit():
     agrees(jax.vmap(ResidualStats.of)(pred, target).combine(), want, 1e-5, 1e-5)
 
 
-ON_FOUR_DEVICES = textwrap.dedent("""
-    import jax
-    jax.config.update("jax_num_cpu_devices", 4)
-    import jax.numpy as jnp
-    import numpy as np
-    from jax.sharding import PartitionSpec as P
-    from jaxloss.metrics import ResidualStats, one_pass
-    from test_residual_stats import agrees, draw, plain
-
-    pred, target = draw((64, 2), 1e4)
-    where = np.broadcast_to(np.arange(64)[:, None] < 20, pred.shape)  # the last shards are empty
-    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-
-    def merged(pred, target, where, rows):
-        return ResidualStats.of(pred, target, where=where, rows=rows).all_merge("data")
-
-    spread = jax.shard_map(merged, mesh=mesh, in_specs=(P("data"),) * 4, out_specs=P())
-    stats = jax.device_get(jax.jit(spread)(pred, target, where, jnp.arange(64)))
-    agrees(stats, plain(pred, target, where=where), 1e-5, 1e-5)
-    worst = np.abs(pred - target)[:20].max()
-    assert stats.summary()["worst_row"][0] == np.argmax(np.abs(pred - target)[:20].max(1))
-    print("agree")
-""")
-
-
 @pytest.mark.slow
 def test_shards_of_a_mesh_some_of_them_empty():
-    assert run_python(ON_FOUR_DEVICES).startswith("agree")
+    assert run_program("residual_stats_on_four_devices.py", JAX_NUM_CPU_DEVICES="4").startswith("agree")
 
 
 def test_parts_left_out():

@@ -11,7 +11,7 @@ from jax import lax
 
 from jaxloss.metrics.compensated import Compensated, add, exact, whole
 from jaxloss.metrics.histogram import BINS, bin_of
-from jaxloss.metrics.moments import FOURTHS, PRODUCTS, THIRDS, VARIABLES, Moments, central
+from jaxloss.metrics.moments import PRODUCTS, VARIABLES, Moments, center_moments
 from jaxloss.metrics.worst import Worst, keep, no_rows
 
 __all__ = ["SUMS", "Entries", "Piece", "one_pass"]
@@ -218,8 +218,6 @@ def _terms(part: Entries, centre: dict[str, jax.Array], masked: bool, moments: b
         gaps = {name: value - centre[name] for name, value in values.items()}
         terms += [gaps[name] for name in VARIABLES]
         terms += [gaps[x] * gaps[y] for x, y in PRODUCTS]
-        terms += [gaps[x] * (gaps[y] * gaps[z]) for x, y, z in THIRDS]
-        terms += [jnp.square(gaps[x] * gaps[x]) for x in FOURTHS]
     if masked:
         weights = jnp.where(present, 1 if part.weights is None else part.weights, 0).astype(dtype)
         lost = ~part.finite if part.where is None else ~part.finite & part.where
@@ -231,7 +229,7 @@ def _terms(part: Entries, centre: dict[str, jax.Array], masked: bool, moments: b
 def _piece(sums: jax.Array, largest: jax.Array, centre: dict[str, jax.Array], moments: bool) -> Piece:
     """From sums about a centre to moments about the mean."""
     weight = sums[SUMS.index("weight")]
-    about = central(sums[len(SUMS) :], weight, centre) if moments else None
+    about = center_moments(sums[len(SUMS) :], weight, centre) if moments else None
     return Piece(exact(sums[: len(SUMS)]), largest, about)
 
 

@@ -1,0 +1,1 @@
+"""What rooms share of numbers and meshes, and that knows nothing of losses."""

@@ -150,7 +150,7 @@ def test_accuracy_keeps_its_bars_and_shows_the_others(tmp_path, capsys):
     assert result["claims"] == {"log_cosh keeps the bars": True, "smape keeps the bars": True}
     assert {"slope", "optax slope"} <= set(result["worst"]["log_cosh"])
     printed = capsys.readouterr().out
-    assert all(head in printed for head in ("jaxloss", "optax", "torch", "metrics", "sklearn", "statsmodels"))
+    assert all(head in printed for head in ("jaxloss", "optax", "torch", "metrics", "sklearn", "scipy", "models"))
     assert_complete(tmp_path / "accuracy", result)
 
 

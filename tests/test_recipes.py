@@ -53,7 +53,9 @@ def test_a_recipe_runs(recipe, copy):
     apply(recipe, copy)
     environment = {**os.environ, "PYTHONPATH": str(copy), "JAX_PLATFORMS": "cpu"}
     for command in blocks(recipe, "sh").splitlines():
-        done = subprocess.run(command, shell=True, cwd=copy, env=environment, capture_output=True, text=True, timeout=900)
+        done = subprocess.run(
+            command, shell=True, cwd=copy, env=environment, capture_output=True, text=True, timeout=900
+        )
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
         if command.startswith("pytest"):
             assert re.search(r"[1-9]\d* passed", done.stdout), done.stdout[-1000:]

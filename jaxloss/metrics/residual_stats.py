@@ -243,9 +243,7 @@ def _errors(stats: ResidualStats, weight: np.ndarray) -> dict[str, Any]:
 
 
 def _moments(stats: ResidualStats, weight: np.ndarray) -> dict[str, Any]:
-    residual, target, pred, absolute = (
-        stats.moment(name, name) for name in ("residual", "target", "pred", "absolute")
-    )
+    residual, target, pred, absolute = (stats.moment(name, name) for name in ("residual", "target", "pred", "absolute"))
     return {
         "bias": stats.mean("residual"),
         "r2": _against(stats.total("square"), target),

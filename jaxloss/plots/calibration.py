@@ -14,7 +14,19 @@ from jaxloss.likelihood.calibration import coverage as coverage_of
 from jaxloss.likelihood.calibration import pit
 from jaxloss.likelihood.distribution import Distribution
 from jaxloss.likelihood.interval import Interval
-from jaxloss.plots.canvas import BLACK, BLUE, GRAY, ORANGE, SKY, annotated, corner, empty, in_unit, new_axes, title
+from jaxloss.plots.canvas import (
+    BLACK,
+    BLUE,
+    GRAY,
+    ORANGE,
+    SKY,
+    annotate,
+    in_unit,
+    leave_empty,
+    new_axes,
+    set_title,
+    write_in_corner,
+)
 from jaxloss.plots.entries import not_finite, present_entries
 
 __all__ = ["intervals", "pit_histogram", "reliability"]
@@ -41,10 +53,10 @@ def reliability(
     shape = _checked("reliability", dist, target, weights, where)
     each, missing = _drawn("reliability", shape, weights, where, pit(dist, target), target)
     axes = new_axes(axes)
-    title(axes, "Coverage of central intervals")
+    set_title(axes, "Coverage of central intervals")
     axes.set(xlabel="level of the interval", ylabel="share of targets inside")
     if not each.any():
-        empty(axes)
+        leave_empty(axes)
     else:
         levels = np.array(LEVELS)
         shares = np.asarray(coverage_of(dist, target, levels, weights=each, where=each > 0), np.float64)
@@ -54,9 +66,11 @@ def reliability(
         axes.plot(levels, shares, color=BLUE, linewidth=2)
         axes.set(xlim=(0, 1), ylim=(0, 1.01))
         worst = int(np.argmax(np.abs(shares - levels)))
-        corner(axes, f"widest gap: the {100 * levels[worst]:.0f} % interval\nholds {100 * shares[worst]:.1f} %")
-        corner(axes, "below the line: too narrow", right=True, top=False, color=GRAY)
-    return annotated(axes, [missing])
+        write_in_corner(
+            axes, f"widest gap: the {100 * levels[worst]:.0f} % interval\nholds {100 * shares[worst]:.1f} %"
+        )
+        write_in_corner(axes, "below the line: too narrow", right=True, top=False, color=GRAY)
+    return annotate(axes, [missing])
 
 
 def pit_histogram(
@@ -84,10 +98,10 @@ def pit_histogram(
     values = np.asarray(pit(dist, target, key=jax.random.key(seed) if dist.discrete else None), np.float64)
     each, missing = _drawn("pit_histogram", shape, weights, where, values, target)
     axes = new_axes(axes)
-    title(axes, "Probability integral transform")
+    set_title(axes, "Probability integral transform")
     axes.set(xlabel="F(target)", ylabel="density")
     if not each.any():
-        empty(axes)
+        leave_empty(axes)
     else:
         counts, edges = np.histogram(values[each > 0], bins, (0, 1), weights=each[each > 0])
         error = 1.96 * np.sqrt((bins - 1) * _inverse_size(each))
@@ -95,7 +109,7 @@ def pit_histogram(
         axes.axhspan(max(1 - error, 0), 1 + error, color=BLACK, alpha=0.15, linewidth=0, zorder=2)
         axes.axhline(1, color=BLACK, linewidth=1, zorder=2)
         axes.set(xlim=(0, 1), ylim=(0, None))
-    return annotated(axes, [f"randomised, seed {seed}" * dist.discrete, missing])
+    return annotate(axes, [f"randomised, seed {seed}" * dist.discrete, missing])
 
 
 def intervals(
@@ -134,11 +148,11 @@ def intervals(
     lower, upper, x, target = (np.asarray(values, np.float64) for values in (*ends, x, target))
     each, missing = _drawn("intervals", shape, weights, where, lower, upper, x, target)
     axes = new_axes(axes)
-    title(axes, "Prediction intervals")
+    set_title(axes, "Prediction intervals")
     axes.set(xlabel="row" if numbered else "x", ylabel=in_unit("target", unit))
     if not each.any():
-        empty(axes)
-        return annotated(axes, [missing])
+        leave_empty(axes)
+        return annotate(axes, [missing])
     lower, upper, x, target, weight = (values[each > 0] for values in (lower, upper, x, target, each))
     inside = (target >= lower) & (target <= upper)
     rows, note = np.arange(target.size), ""
@@ -153,8 +167,8 @@ def intervals(
         axes.scatter(x[part], target[part], s=size, color=color, linewidths=0, zorder=3)
     kind = "interval" if isinstance(pred, Interval) else f"{100 * coverage:.4g} % interval"
     share = 100 * np.average(inside, weights=weight)
-    title(axes, f"{share:.1f} % of targets are in their {kind}")
-    return annotated(axes, [note, missing])
+    set_title(axes, f"{share:.1f} % of targets are in their {kind}")
+    return annotate(axes, [note, missing])
 
 
 def _checked(name: str, pred: Any, target: Any, weights: Any, where: Any) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 from jaxloss.contract import POSITIVE, check_settings, loss_name, require_function
 from jaxloss.lift import irls_weight, slope, traits
-from jaxloss.plots.canvas import AMBER, BLACK, BLUE, GRAY, GREEN, ORANGE, PURPLE, SKY, legend, new_axes, title
+from jaxloss.plots.canvas import AMBER, BLACK, BLUE, GRAY, GREEN, ORANGE, PURPLE, SKY, add_legend, new_axes, set_title
 
 __all__ = ["loss_curves"]
 
@@ -63,9 +63,9 @@ def loss_curves(
     axes.axvline(0, color=GRAY, linewidth=0.6, zorder=0)
     axes.set(xlabel="predicted − actual" if target == 0 else f"predicted − actual, for an actual of {target:g}")
     if 1 < len(named) <= 8:
-        legend(axes)
+        add_legend(axes)
     alone = f" of {next(iter(named))}" if len(named) == 1 else ""
-    title(axes, KINDS[kind] + alone)
+    set_title(axes, KINDS[kind] + alone)
     return axes
 
 

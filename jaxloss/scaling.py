@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxloss.contract import ShapeError, check_where, require_broadcastable
+from jaxloss.contract import Prediction, ShapeError, check_where, require_broadcastable
 from jaxloss.numerics.shards import gather_shards
 
 __all__ = ["Standardizer"]
@@ -125,7 +125,7 @@ class Standardizer(NamedTuple):
         >>> float(pred.loc[0, 0]), float(pred.scale[0, 0])
         (12.0, 2.0)
         """
-        if not hasattr(dist, "affine"):
+        if not isinstance(dist, Prediction):
             raise TypeError(f"Standardizer.inverse_distribution: got {type(dist).__name__}; for arrays use inverse")
         mean, scale = self._matching("inverse_distribution", jax.ShapeDtypeStruct(dist.shape, jnp.float32))
         return dist.affine(mean, scale)

@@ -1,8 +1,7 @@
-"""Other devices, meshes and precisions; what importing loads; which way the imports point."""
+"""Other devices, meshes and precisions."""
 
 from __future__ import annotations
 
-import ast
 import re
 
 import jax
@@ -11,29 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from catalogue import each_loss
-from support import ROOT, close, count_all_reduces, exact, run_program, run_python, sample, settings_tree
+from support import close, count_all_reduces, exact, run_program, run_python, sample, settings_tree
 
 import jaxloss
-
-# Module or folder of jaxloss, and what it may import of jaxloss.
-ARROWS = {
-    "kink": set(),
-    "composite": {"reduce", "contract"},
-    "reduce": {"contract"},
-    "scaling": {"contract"},
-    "contract": set(),
-    "derivatives": set(),
-    "lift": {"derivatives", "reduce", "contract"},
-    "losses": {"losses", "lift", "kink", "contract"},
-    "likelihood": {"likelihood", "lift", "kink", "contract", "losses", "reduce"},
-    "metrics": {"metrics", "reduce", "kink", "contract"},
-    "diagnostics": {"diagnostics", "metrics", "contract"},
-    "plots": {"plots", "likelihood", "lift", "contract"},
-    "solve": {"solve", "lift", "reduce", "kink", "contract", "losses"},
-    "train": {"train", "reduce", "contract", "likelihood"},
-}
-HEAVY = {"flax": "train", "optax": "train", "orbax": "train", "matplotlib": "plots"}
-"""Packages that `import jaxloss` does not load, and the one room that may."""
 
 
 @each_loss
@@ -96,45 +75,9 @@ def test_float64_numpy_is_float32_without_x64():
     assert jaxloss.rmse(np.ones(3), np.zeros(3)).dtype == jnp.float32
 
 
-def test_importing_loads_nothing_heavy_and_touches_no_backend():
-    code = f"import sys, jaxloss; print(sorted({{m.partition('.')[0] for m in sys.modules}} & set({list(HEAVY)!r})))"
-    assert run_python(code, JAX_PLATFORMS="doesnotexist").strip() == "[]"
-
-
 def test_the_suite_can_tell_a_backend_is_touched():
     with pytest.raises(AssertionError, match="doesnotexist"):
         run_python("import jax; jax.devices()", JAX_PLATFORMS="doesnotexist")
-
-
-def imports_of(path):
-    """The modules of jaxloss, by room, and other top-level packages that a file imports, at any depth."""
-    ours, others = set(), set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            whole = node.module == "jaxloss"
-            names = [f"jaxloss.{alias.name}" for alias in node.names] if whole else [node.module]
-        else:
-            continue
-        for name in names:
-            top, _, rest = name.partition(".")
-            (ours if top == "jaxloss" else others).add(rest.partition(".")[0] if top == "jaxloss" else top)
-    return ours, others
-
-
-def test_imports_point_one_way():
-    package = ROOT / "jaxloss"
-    for path in package.rglob("*.py"):
-        room = path.relative_to(package).with_suffix("").parts[0]
-        ours, others = imports_of(path)
-        if room == "__init__":
-            assert not ours & {"train", "solve", "plots"}, "these are loaded only when imported"
-            continue
-        assert ours <= ARROWS[room], f"{path.relative_to(ROOT)} imports {ours - ARROWS[room]}"
-        heavy = {package for package in others if HEAVY.get(package, room) != room}
-        assert not heavy, f"{path.relative_to(ROOT)} imports {heavy}"
 
 
 def test_the_pattern_counts_all_reduces_with_tuple_results():

@@ -17,7 +17,7 @@ from jaxloss.likelihood.distribution import Distribution, family, positive, raw_
 from jaxloss.likelihood.special import half_step_correction, log_complement, student_fall
 from jaxloss.likelihood.tails import student_log_peak, student_tails
 
-__all__ = ["Laplace", "Normal", "StudentT"]
+__all__ = ["SCALE_FLOOR", "Laplace", "Normal", "StudentT"]
 
 Array = jax.Array
 

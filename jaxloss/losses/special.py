@@ -20,6 +20,7 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
 __all__ = [
+    "Pair",
     "atanh_tail",
     "exp_difference",
     "exp_sum",

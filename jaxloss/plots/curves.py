@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from jaxloss.contract import POSITIVE, check_settings, loss_name, require_function
+from jaxloss.contract import POSITIVE, check_settings, loss_name, require_function, unbound
 from jaxloss.lift import irls_weight, slope, traits
 from jaxloss.plots.canvas import AMBER, BLACK, BLUE, GRAY, GREEN, ORANGE, PURPLE, SKY, add_legend, new_axes, set_title
 
@@ -85,5 +85,5 @@ def _values(loss: Any, kind: str, pred: Any, target: Any) -> Any:
 
 def _label(loss: Any) -> str:
     """The loss with the settings bound to it."""
-    settings = [f"{name}={value:g}" for name, value in getattr(loss, "keywords", {}).items() if np.ndim(value) == 0]
+    settings = [f"{name}={value:g}" for name, value in unbound(loss)[1].items() if np.ndim(value) == 0]
     return loss_name(loss) + (f"({', '.join(settings)})" if settings else "")

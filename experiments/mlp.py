@@ -14,10 +14,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import optax
+import tyro
 from flax import nnx
 
 from experiments import common, data
@@ -42,6 +43,7 @@ class Config:
     """Epochs without a better validation loss before stopping."""
     seed: int = 0
     """Of the split, the initial weights and the order of the rows."""
+    session: Annotated[common.Session, tyro.conf.Suppress] = common.ALONE
     out: Path | None = None
     """Run folder; a new one under runs/mlp if not given."""
 
@@ -62,7 +64,7 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
         validation=scaled.validation,
         patience=config.patience,
         seed=config.seed,
-        **common.watched(folder),
+        **config.session.settings(folder),
     )
     x, y = parts.test
     coefficients = data.least_squares(*parts.train)

@@ -1,1 +1,1 @@
-"""What rooms share of numbers and meshes, and that knows nothing of losses."""
+"""Arithmetic that keeps its digits: what every other room stands on, and knows nothing of losses."""

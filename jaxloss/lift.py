@@ -117,25 +117,16 @@ def pointwise(
     >>> slope(quartic)(jnp.array([1.0, 3.0]), jnp.array([1.0, 1.0])).tolist()
     [0.0, 32.0]
     """
+    domain, known = domain or {}, traits or Traits()
     if function is None:
-        return functools.partial(_lift, slope, curvature, event_ndim, domain or {}, traits or Traits())
-    return _lift(slope, curvature, event_ndim, domain or {}, traits or Traits(), function)
-
-
-def _lift(
-    slope: Callable | None,
-    curvature: Callable | None,
-    event_ndim: int,
-    domain: Mapping[str, Domain],
-    traits: Traits,
-    function: Callable,
-) -> Loss:
+        given = {"slope": slope, "curvature": curvature, "event_ndim": event_ndim, "domain": domain, "traits": known}
+        return functools.partial(pointwise, **given)
     name, signature = function.__name__, inspect.signature(function)
     parameters = list(signature.parameters.values())
     if [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY] != ["pred", "target"]:
         raise TypeError(f"{name}: a pointwise loss takes (pred, target, *, settings), got {signature}")
     defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-    value, first, second = derivatives(function, slope, curvature, traits.residual)
+    value, first, second = derivatives(function, slope, curvature, known.residual)
 
     @functools.cache
     def compiled(kind: str) -> Callable:
@@ -150,7 +141,7 @@ def _lift(
         scalar = {"slope": first, "curvature": second, "irls_weight": irls_weight_of(first, second)}[kind]
         return jax.jit(_elementwise(scalar, event_ndim, domain))
 
-    lifted = Lifted(name, event_ndim, defaults, domain, traits, compiled)
+    lifted = Lifted(name, event_ndim, defaults, domain, known, compiled)
 
     @functools.wraps(function)
     def loss(pred, target, *, weights=None, where=None, axis=None, reduction="mean", **settings):

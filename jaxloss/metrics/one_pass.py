@@ -20,8 +20,9 @@ SUMS = ("count", "nonfinite", "weight", "weight_square", "positive", "negative",
 """N, entries that are not finite, Σw, Σw², Σw over r > 0 and over r < 0, Σwr, Σw|r|, Σwr²."""
 
 LANES, STEP, STEPS = 2**13, 2**15, 64
-"""Sums run in vectors of LANES, which stay in the cache: STEP entries at a time, STEPS times; then they are added up.
-Each float thus adds no more than a few hundred terms, and a sum of any 2²¹ entries is right to a few units of 1e-7."""
+"""A sum runs in LANES partial sums, a vector that stays in the cache. A step adds STEP entries to them, a block is of
+up to STEPS steps, and what a block adds up to is kept as a pair of floats. So no float adds more than a few hundred
+terms, and the sum of any 2²¹ entries is right to a few units of 1e-7."""
 
 SAMPLE = 512
 """How many entries of a block tell where its values lie."""

@@ -50,7 +50,7 @@ def reliability(
     >>> axes.get_xlabel()
     'level of the interval'
     """
-    shape = _checked("reliability", dist, target, weights, where)
+    shape = prepare("reliability", dist, target, weights, where)[2]
     each, missing = _drawn("reliability", shape, weights, where, pit(dist, target), target)
     axes = new_axes(axes)
     set_title(axes, "Coverage of central intervals")
@@ -94,7 +94,7 @@ def pit_histogram(
     """
     if isinstance(bins, bool) or not isinstance(bins, int) or bins < 1:
         raise ValueError(f"pit_histogram: bins must be a whole number of at least 1, got {bins!r}")
-    shape = _checked("pit_histogram", dist, target, weights, where)
+    shape = prepare("pit_histogram", dist, target, weights, where)[2]
     values = np.asarray(pit(dist, target, key=jax.random.key(seed) if dist.discrete else None), np.float64)
     each, missing = _drawn("pit_histogram", shape, weights, where, values, target)
     axes = new_axes(axes)
@@ -138,7 +138,7 @@ def intervals(
     check_settings("intervals", {"coverage": coverage}, {"coverage": None}, {"coverage": OPEN_UNIT})
     if not isinstance(pred, Distribution | Interval):
         raise TypeError(f"intervals: pred must be a distribution or an Interval, got {type(pred).__name__}")
-    shape = _checked("intervals", pred, target, weights, where)
+    shape = prepare("intervals", pred, target, weights, where)[2]
     if x is not None and np.shape(x) != shape:
         raise ShapeError(f"intervals: x has shape {np.shape(x)} and target has shape {shape}; they must be equal")
     numbered = x is None
@@ -169,11 +169,6 @@ def intervals(
     share = 100 * np.average(inside, weights=weight)
     set_title(axes, f"{share:.1f} % of targets are in their {kind}")
     return annotate(axes, [note, missing])
-
-
-def _checked(name: str, pred: Any, target: Any, weights: Any, where: Any) -> tuple[int, ...]:
-    """The shape of the entries, after the checks of a loss."""
-    return prepare(name, pred, target, weights, where)[2]
 
 
 def _drawn(name: str, shape: Any, weights: Any, where: Any, *values: Any) -> tuple[np.ndarray, str]:

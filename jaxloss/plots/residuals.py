@@ -110,8 +110,7 @@ def draw_histogram(axes: Axes, entries: Entries, *, unit: str | None = None) -> 
     edges = bin_edges(entries)
     inside = (residual >= edges[0]) & (residual <= edges[-1])
     counts, _ = np.histogram(residual, edges, weights=weights)
-    total = entries.size if weights is None else weights.sum()
-    axes.stairs(counts / total / np.diff(edges), edges, fill=True, color=BLUE, alpha=0.55, label="residuals")
+    axes.stairs(counts / weights.sum() / np.diff(edges), edges, fill=True, color=BLUE, alpha=0.55, label="residuals")
     mean = entries.mean(residual)
     spread = np.sqrt(entries.mean(np.square(residual - mean)))
     if spread > 0:
@@ -220,13 +219,13 @@ def _scatter(axes: Axes, x: np.ndarray, y: np.ndarray, entries: Entries, rows: n
     """Points that stay legible whether they are 20 or 20,000; their area grows with the weight."""
     alpha = float(np.clip(15 / np.sqrt(len(rows)), 0.15, 0.7))
     area: Any = float(np.clip(600 / np.sqrt(len(rows)), 5, 30))
-    if entries.weights is not None:
+    if entries.weighted:
         area = np.clip(area * entries.weights[rows] / entries.weights.mean(), 0.5, 12 * area)
     axes.scatter(x, y, s=area, color=BLUE, alpha=alpha, linewidths=0, rasterized=True)
 
 
 def _weighted(entries: Entries) -> str:
-    return "" if entries.weights is None else "area of a point: its weight"
+    return "area of a point: its weight" if entries.weighted else ""
 
 
 def _nothing(axes: Axes, entries: Entries) -> list[str]:

@@ -122,8 +122,7 @@ def main(words: list[str]) -> int:
     config = parse(name, module, rest)
     try:
         folder = common.run_folder(name, config.out, session)
-        if "session" in module.Config.__dataclass_fields__:
-            config = dataclasses.replace(config, session=dataclasses.replace(session, run_dir=folder))
+        config = dataclasses.replace(config, session=dataclasses.replace(session, run_dir=folder))
         if not common.is_first_process():  # it trains with the others, and keeps what it draws to itself
             with tempfile.TemporaryDirectory() as aside, contextlib.redirect_stdout(io.StringIO()):
                 module.run(config, Path(aside))
@@ -134,7 +133,7 @@ def main(words: list[str]) -> int:
         result = module.run(config, folder)
     except (common.UserError, ValueError) as error:
         raise SystemExit(f"{name}: {error}") from None
-    result |= {"seed": getattr(config, "seed", None), "seconds": time.perf_counter() - started}
+    result |= {"seed": vars(config).get("seed"), "seconds": time.perf_counter() - started}
     common.write_json(folder / "result.json", result | {"environment": environment})
     print(f"\nwritten to {folder}/: {', '.join(sorted(path.name for path in folder.iterdir()))}")
     return 0 if all(result.get("claims", {}).values()) else 1

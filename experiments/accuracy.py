@@ -42,13 +42,11 @@ TINY = {"losses": "log_cosh,smape"}
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(common.Config):
     losses: str = ""
     """Names of the losses, separated by commas; all if empty."""
     full: bool = False
     """The fine grid, which takes minutes."""
-    out: Path | None = None
-    """Run folder; a new one under runs/accuracy if not given."""
 
 
 def run(config: Config, folder: Path) -> dict[str, Any]:

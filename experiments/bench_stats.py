@@ -39,14 +39,12 @@ TINY = {"rows": 200000, "rounds": 1}
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(common.Config):
     rows: int = 10_000_000
     """Residuals."""
     rounds: int = 7
     """Rounds of timing."""
     seed: int = 0
-    out: Path | None = None
-    """Run folder; a new one under runs/bench_stats if not given."""
 
 
 def run(config: Config, folder: Path) -> dict[str, Any]:

@@ -12,12 +12,13 @@ import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import matplotlib
 import numpy as np
 import optax
+import tyro
 from jax.sharding import AxisType
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -51,6 +52,15 @@ class Session:
 
 ALONE = Session()
 """On one device, from the start."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The settings of every experiment; one adds its own as fields with a docstring, which `--help` shows."""
+
+    out: Path | None = None
+    """Run folder; a new one under runs/NAME if not given."""
+    session: Annotated[Session, tyro.conf.Suppress] = ALONE
 
 
 def is_first_process() -> bool:

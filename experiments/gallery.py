@@ -30,13 +30,11 @@ TIMED = ("bench_stats", "kernels", "solvers", "speed")
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(common.Config):
     tiny: bool = False
     """Sizes that take seconds, of which the claims still hold."""
     only: tuple[str, ...] = ()
     """These experiments, by name; default all."""
-    out: Path | None = None
-    """Run folder; a new one under runs/gallery if not given."""
 
 
 def run(config: Config, folder: Path) -> dict[str, Any]:

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-import tyro
 from flax import nnx
 
 from experiments import common, data
@@ -21,7 +20,7 @@ from jaxloss.train import fit, functional
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(common.Config):
     loss: str = "mse"
     """Loss by name, e.g. huber."""
     optimizer: str = "sgd"
@@ -33,9 +32,6 @@ class Config:
     noise: float = 0.2
     """Standard deviation of the noise on y."""
     seed: int = 0
-    session: Annotated[common.Session, tyro.conf.Suppress] = common.ALONE
-    out: Path | None = None
-    """Run folder; a new one under runs/linear if not given."""
 
 
 def run(config: Config, folder: Path) -> dict[str, Any]:

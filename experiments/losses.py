@@ -30,11 +30,9 @@ SHAPES |= {"quantile_huber": {"level": 0.75}}
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(common.Config):
     readme: Path | None = None
     """A Markdown file whose table of losses is to be brought up to date."""
-    out: Path | None = None
-    """Run folder; a new one under runs/losses if not given."""
 
 
 def run(config: Config, folder: Path) -> dict[str, Any]:

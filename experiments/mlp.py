@@ -14,11 +14,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import optax
-import tyro
 from flax import nnx
 
 from experiments import common, data
@@ -30,7 +29,7 @@ TINY = {"epochs": 60}
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(common.Config):
     loss: str = "mse"
     """Loss by name, e.g. huber."""
     hidden: int = 64
@@ -43,9 +42,6 @@ class Config:
     """Epochs without a better validation loss before stopping."""
     seed: int = 0
     """Of the split, the initial weights and the order of the rows."""
-    session: Annotated[common.Session, tyro.conf.Suppress] = common.ALONE
-    out: Path | None = None
-    """Run folder; a new one under runs/mlp if not given."""
 
 
 def run(config: Config, folder: Path) -> dict[str, Any]:

@@ -32,7 +32,7 @@ TINY = {"rows": (200, 400), "columns": (3,), "compared": 2000, "fits": 5, "repea
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(common.Config):
     rows: tuple[int, ...] = (10_000, 100_000, 1_000_000)
     """Numbers of rows for the scaling plot."""
     columns: tuple[int, ...] = (10, 50)
@@ -43,8 +43,6 @@ class Config:
     """Bootstrap fits in one call, each of a hundredth as many rows as compared, and 5 columns."""
     repeats: int = 3
     seed: int = 0
-    out: Path | None = None
-    """Run folder; a new one under runs/solvers if not given."""
 
 
 def run(config: Config, folder: Path) -> dict[str, Any]:

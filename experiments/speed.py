@@ -52,7 +52,7 @@ TINY = {"repeats": 1, "compiled": False, "mlp_steps": 40, "members": 0}
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(common.Config):
     repeats: int = 9
     """Timed repetitions of every loop, interleaved."""
     compiled: bool = True
@@ -62,8 +62,6 @@ class Config:
     members: int = 100
     """Networks that `fit_many` trains at once; 0 leaves the rows on fit itself out."""
     seed: int = 0
-    out: Path | None = None
-    """Run folder; a new one under runs/speed if not given."""
 
 
 def run(config: Config, folder: Path) -> dict[str, Any]:

@@ -55,8 +55,8 @@ def platform_options() -> argparse.ArgumentParser:
     return parser
 
 
-def prepare(words: list[str]) -> list[str]:
-    """Set the devices and processes up, before anything touches them; the words that are left."""
+def prepare(words: list[str]) -> tuple[Any, list[str]]:
+    """Set the devices and processes up, before anything touches them; the session, and the words that are left."""
     try:
         chosen, rest = platform_options().parse_known_args(words)
     except argparse.ArgumentError as error:
@@ -74,8 +74,7 @@ def prepare(words: list[str]) -> list[str]:
         jax.distributed.initialize(*address, heartbeat_timeout_seconds=10)
     from experiments import common
 
-    common.session = common.Session(chosen.devices, chosen.resume, chosen.profile)
-    return rest
+    return common.Session(chosen.devices, chosen.resume, chosen.profile), rest
 
 
 def closest(word: str, known: list[str]) -> str:
@@ -114,7 +113,7 @@ def main(words: list[str]) -> int:
     if name not in names():
         raise SystemExit(f"unknown experiment {name!r}{closest(name, names())} (python -m experiments lists them)")
     try:
-        rest = prepare(rest)
+        session, rest = prepare(rest)
         from experiments import common
 
         module = importlib.import_module(f"experiments.{name}")
@@ -122,7 +121,8 @@ def main(words: list[str]) -> int:
         raise SystemExit(f"{name}: needs {missing.name}: pip install -e '.[test]'") from None
     config = parse(name, module, rest)
     try:
-        folder = common.run_folder(name, config.out)
+        folder = common.run_folder(name, config.out, session)
+        config = dataclasses.replace(config, session=dataclasses.replace(session, run_dir=folder))
         if not common.is_first_process():  # it trains with the others, and keeps what it draws to itself
             with tempfile.TemporaryDirectory() as aside, contextlib.redirect_stdout(io.StringIO()):
                 module.run(config, Path(aside))
@@ -133,7 +133,7 @@ def main(words: list[str]) -> int:
         result = module.run(config, folder)
     except (common.UserError, ValueError) as error:
         raise SystemExit(f"{name}: {error}") from None
-    result |= {"seed": getattr(config, "seed", None), "seconds": time.perf_counter() - started}
+    result |= {"seed": vars(config).get("seed"), "seconds": time.perf_counter() - started}
     common.write_json(folder / "result.json", result | {"environment": environment})
     print(f"\nwritten to {folder}/: {', '.join(sorted(path.name for path in folder.iterdir()))}")
     return 0 if all(result.get("claims", {}).values()) else 1

@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,26 +16,13 @@ import numpy as np
 import optax
 from flax import nnx
 
+from experiments import common
 from experiments.models import MLP
 from jaxloss import mse
 from jaxloss.train import fit, fit_many, functional
 
 WIDTHS = (10, 64, 64, 1)
-OPTIMIZER = optax.adamw(1e-3)
-
-
-def paired(loops: dict[str, Callable], rounds: int, seed: int) -> dict[str, float]:
-    """The fastest time of each, in a new random order each round."""
-    times: dict[str, list[float]] = {name: [] for name in loops}
-    for loop in loops.values():
-        loop()
-    order = np.random.default_rng(seed)
-    for _ in range(rounds):
-        for name in order.permutation(list(loops)):
-            started = time.perf_counter()
-            loops[name]()
-            times[name].append(time.perf_counter() - started)
-    return {name: min(seconds) for name, seconds in times.items()}
+OPTIMIZER, SGD = optax.adamw(1e-3), optax.sgd(0.1)
 
 
 def network(widths: tuple[int, ...] = WIDTHS, seed: int = 0) -> tuple[Any, Any]:
@@ -69,12 +55,9 @@ def watched(line: Any, rows: Any, rounds: int, seed: int) -> dict[str, float]:
         "mlp": mlp,
         "mlp, watched": lambda: mlp(validation=(x[:1000], y[:1000]), patience=4, **folder()),
     }
-    seconds = paired(loops, rounds, seed)
+    seconds = common.shortest_of_each(loops, rounds, seed)
     folders.cleanup()
     return seconds
-
-
-SGD = optax.sgd(0.1)
 
 
 def from_a_file(rounds: int, seed: int, rows: int = 51_200, batch_size: int = 512) -> dict[str, float]:
@@ -91,7 +74,7 @@ def from_a_file(rounds: int, seed: int, rows: int = 51_200, batch_size: int = 51
             settings = {"loss": mse, "optimizer": OPTIMIZER, "epochs": 1, "batch_size": batch_size}
             return lambda: jax.block_until_ready(fit(apply, params, data, **settings).params)
 
-        seconds = paired({"memory": trained((x, y)), "file": trained(mapped)}, rounds, seed)
+        seconds = common.shortest_of_each({"memory": trained((x, y)), "file": trained(mapped)}, rounds, seed)
     return seconds | {"step": seconds["memory"] / (rows // batch_size)}
 
 
@@ -112,7 +95,7 @@ def many(rows: Any, number: int, rounds: int, seed: int, devices: int = 1) -> di
             mesh = jax.make_mesh((count,), ("member",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:count])
         return lambda: jax.block_until_ready(fit_many(apply, params, rows, mesh=mesh, **settings).params)
 
-    return paired({f"{count} devices": trained(count) for count in sorted({1, devices})}, rounds, seed)
+    return common.shortest_of_each({f"{count} devices": trained(count) for count in sorted({1, devices})}, rounds, seed)
 
 
 def on_two_devices(steps: int, number: int, rounds: int, seed: int) -> dict[str, float]:

@@ -1,17 +1,19 @@
-"""How many digits of a loss are right in float32, here and in optax, PyTorch, torchmetrics and scikit-learn?
+"""How many digits of a loss are right in float32, here and in the libraries that have it?
 
     pip install torch && python -m experiments accuracy
 
 The worst relative error of value, slope and curvature of every loss, over residuals of 1e-30 … 1e30 and settings of
 1e-3 … 1e3, against mpmath at 120 digits; the oracles and the grids are those of the tests (`tests/catalogue.py`). The
 error counts wherever the exact value is a normal float32 number, relative to the largest term of the formula where
-that changes sign. The others are asked as in the table of the tests (`tests/peers.py`), in float32; a mean one element
-at a time, and one with an ε of its own only where neither its nor ours counts.
+that changes sign. The others (optax, PyTorch, torchmetrics, scikit-learn, SciPy and statsmodels) are asked as in the
+table of the tests (`tests/peers.py`), in float32; a mean one element at a time, and one with an ε of its own only where
+neither its nor ours counts.
 
 Answer: the losses here keep their bars (value and slope 2e-6, curvature 2e-5, five times that with exp and pow).
 Elsewhere every digit can be lost: by the slope of optax's huber and by its log-cosh at small residuals; by the
 log-cosh of torchmetrics, which overflows as well; by msle and the deviances of torchmetrics and scikit-learn, which
-cancel and overflow; by the slope of torchmetrics' smape where pred and target are far apart.
+cancel and overflow, as do the norms of statsmodels; by the slope of torchmetrics' smape where pred and target are far
+apart.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ import jaxloss
 from experiments import common
 
 SMALLEST, LARGEST = (mpf(float(end)) for end in (np.finfo(np.float32).tiny, np.finfo(np.float32).max))
-LIBRARIES = ("optax", "torch", "torchmetrics", "sklearn")
+LIBRARIES = ("optax", "torch", "torchmetrics", "sklearn", "scipy", "statsmodels")
 BARS = {"value": 2e-6, "slope": 2e-6, "curvature": 2e-5}
 
 
@@ -40,13 +42,11 @@ TINY = {"losses": "log_cosh,smape"}
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(common.Config):
     losses: str = ""
     """Names of the losses, separated by commas; all if empty."""
     full: bool = False
     """The fine grid, which takes minutes."""
-    out: Path | None = None
-    """Run folder; a new one under runs/accuracy if not given."""
 
 
 def run(config: Config, folder: Path) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
         result["worst"][row.name] = worst
         within = all(worst[what] <= bar * row.tolerance for what, bar in BARS.items())
         result["claims"][f"{row.name} keeps the bars"] = within
-    heads = ("loss", "jaxloss", "optax", "torch", "torch\nmetrics", "sklearn")
+    heads = ("loss", "jaxloss", "optax", "torch", "torch\nmetrics", "sklearn", "scipy", "stats\nmodels")
     title = "Worst relative error in float32: of value, below it slope, below that curvature"
     common.print_table(title, heads, table)
     broken = [name for name, holds in result["claims"].items() if not holds]

@@ -61,7 +61,7 @@ TINY = {"rates": (0.01,), "epochs": 80}
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(common.Config):
     code: int = 8
     """Numbers that a digit is squeezed into."""
     hidden: int = 64
@@ -72,8 +72,6 @@ class Config:
     seeds: int = 5
     """Splits of the digits, networks and orders: seed, seed + 1, …"""
     seed: int = 0
-    out: Path | None = None
-    """Run folder; a new one under runs/autoencoder if not given."""
 
 
 def run(config: Config, folder: Path) -> dict[str, Any]:

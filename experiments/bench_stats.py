@@ -14,7 +14,6 @@ Answer, from one run over 10⁸ residuals on two idle CPU cores: the bound, on b
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from experiments import common
 from jaxloss.metrics import ResidualStats
@@ -41,14 +39,12 @@ TINY = {"rows": 200000, "rounds": 1}
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(common.Config):
     rows: int = 10_000_000
     """Residuals."""
     rounds: int = 7
     """Rounds of timing."""
     seed: int = 0
-    out: Path | None = None
-    """Run folder; a new one under runs/bench_stats if not given."""
 
 
 def run(config: Config, folder: Path) -> dict[str, Any]:
@@ -59,16 +55,8 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
     calls: dict[str, Callable] = {"bound": lambda: bound(pred, target)}
     for name, parts in VARIANTS.items():
         calls[name] = lambda parts=parts: ResidualStats.of(pred, target, **parts)
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for call in calls.values():
-        jax.block_until_ready(call())
-    order = np.random.default_rng(config.seed)
-    for _ in range(config.rounds):
-        for name in order.permutation(list(calls)):
-            started = time.perf_counter()
-            jax.block_until_ready(calls[name]())
-            times[name].append(time.perf_counter() - started)
-    best = {name: min(seconds) for name, seconds in times.items()}
+    ready = {name: lambda call=call: jax.block_until_ready(call()) for name, call in calls.items()}
+    best = common.shortest_of_each(ready, config.rounds, config.seed)
     table = [
         (name, 1e9 * seconds / config.rows, 8e-9 * config.rows / seconds, best["bound"] / seconds)
         for name, seconds in best.items()

@@ -100,15 +100,13 @@ TINY = {"sizes": (2000,), "repeats": 50}
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(common.Config):
     sizes: tuple[int, ...] = (20, 100, 1000, 10_000, 100_000, 1_000_000)
     """Rows in a sample."""
     repeats: int = 2000
     """Samples at most of each kind; fewer of many rows, so that they have `budget` rows together."""
     budget: int = 20_000_000
     seed: int = 0
-    out: Path | None = None
-    """Run folder; a new one under runs/calibrate if not given."""
 
 
 def run(config: Config, folder: Path) -> dict[str, Any]:

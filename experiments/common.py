@@ -8,15 +8,17 @@ import json
 import platform
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import matplotlib
 import numpy as np
 import optax
+import tyro
 from jax.sharding import AxisType
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -31,24 +33,34 @@ matplotlib.rcParams.update(
 
 @dataclasses.dataclass(frozen=True)
 class Session:
-    """What the command line says of every experiment."""
+    """How an experiment's main fit is watched, saved and spread over devices, as the command line says."""
 
     devices: int | None = None
     resume: bool = False
     profile: bool = False
     run_dir: Path | None = None
-    """What `run_folder` has chosen."""
+    """The run folder, which several processes share."""
+
+    def settings(self, folder: Path) -> dict[str, Any]:
+        """The arguments of `fit`."""
+        devices = jax.devices() if jax.process_count() > 1 else jax.devices()[: self.devices or 1]
+        many = len(devices) > 1
+        mesh = jax.make_mesh((len(devices),), ("data",), (AxisType.Auto,), devices=devices) if many else None
+        where = {"run_dir": self.run_dir or folder, "mesh": mesh}
+        return {"progress": True, "resume": self.resume, "profile": self.profile, **where}
 
 
-session = Session()
+ALONE = Session()
+"""On one device, from the start."""
 
 
-def watched(folder: Path) -> dict[str, Any]:
-    """How an experiment's main fit is watched, saved and spread over devices."""
-    devices = jax.devices() if jax.process_count() > 1 else jax.devices()[: session.devices or 1]
-    mesh = jax.make_mesh((len(devices),), ("data",), (AxisType.Auto,), devices=devices) if len(devices) > 1 else None
-    where = {"run_dir": session.run_dir or folder, "mesh": mesh}
-    return {"progress": True, "resume": session.resume, "profile": session.profile, **where}
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The settings of every experiment; one adds its own as fields with a docstring, which `--help` shows."""
+
+    out: Path | None = None
+    """Run folder; a new one under runs/NAME if not given."""
+    session: Annotated[Session, tyro.conf.Suppress] = ALONE
 
 
 def is_first_process() -> bool:
@@ -110,15 +122,8 @@ def _commit() -> str | None:
         return None
 
 
-def run_folder(name: str, out: Path | None) -> Path:
+def run_folder(name: str, out: Path | None, session: Session) -> Path:
     """A new folder for the run: `out`, which must not hold anything, or one under runs/NAME named by the time."""
-    global session
-    folder = _run_folder(name, out)
-    session = dataclasses.replace(session, run_dir=folder)
-    return folder
-
-
-def _run_folder(name: str, out: Path | None) -> Path:
     if out is None and (session.resume or jax.process_count() > 1):
         raise UserError("--resume and --distributed need --out FOLDER")
     try:
@@ -142,6 +147,25 @@ def _run_folder(name: str, out: Path | None) -> Path:
 def write_json(path: Path, value: Any) -> None:
     """Write settings or results, readable."""
     path.write_text(json.dumps(value, indent=2, default=str) + "\n")
+
+
+def shortest(call: Callable[[], Any], repeats: int) -> tuple[float, Any]:
+    """The shortest time of a few calls in seconds, and what the last gave."""
+    times, found = [], None
+    for _ in range(repeats):
+        started = time.perf_counter()
+        found = call()
+        times.append(time.perf_counter() - started)
+    return min(times), found
+
+
+def shortest_of_each(calls: dict[str, Callable[[], Any]], rounds: int, seed: int) -> dict[str, float]:
+    """The shortest time of each call in seconds, in a new random order each round, after one that compiles."""
+    for call in calls.values():
+        call()
+    order = np.random.default_rng(seed)
+    times = [{name: shortest(calls[name], 1)[0] for name in order.permutation(list(calls))} for _ in range(rounds)]
+    return {name: min(turn[name] for turn in times) for name in calls}
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

@@ -49,7 +49,7 @@ TINY = {"frames": 480, "epochs": 12, "batch_size": 32, "seeds": 2, "rates": (0.0
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(common.Config):
     frames: int = 1500
     """Training frames of each seed; half as many for validation, and 1000 for the test."""
     occluded: float = 0.1
@@ -65,8 +65,6 @@ class Config:
     seeds: int = 3
     """Training sets, networks and orders: seed, seed + 1, …"""
     seed: int = 0
-    out: Path | None = None
-    """Run folder; a new one under runs/coordinates if not given."""
 
 
 def run(config: Config, folder: Path) -> dict[str, Any]:

@@ -30,13 +30,11 @@ TIMED = ("bench_stats", "kernels", "solvers", "speed")
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(common.Config):
     tiny: bool = False
     """Sizes that take seconds, of which the claims still hold."""
     only: tuple[str, ...] = ()
     """These experiments, by name; default all."""
-    out: Path | None = None
-    """Run folder; a new one under runs/gallery if not given."""
 
 
 def run(config: Config, folder: Path) -> dict[str, Any]:
@@ -80,9 +78,7 @@ def _run_one(name: str, tiny: bool, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     printed, started = io.StringIO(), time.perf_counter()
-    kept = common.session
     try:
-        common.session = common.Session()
         module = importlib.import_module(f"experiments.{name}")
         config = module.Config(**getattr(module, "TINY", {}) if tiny else {})
         common.write_json(folder / "config.json", asdict(config))
@@ -98,8 +94,6 @@ def _run_one(name: str, tiny: bool, folder: Path) -> None:
     except (Exception, SystemExit) as error:
         traceback.print_exc(file=printed)
         result = {"error": f"{type(error).__name__}: {error}"}
-    finally:
-        common.session = kept
     result |= {"seconds": time.perf_counter() - started, "environment": common.environment()}
     (folder / "printed.txt").write_text(printed.getvalue())
     common.write_json(folder / "result.json", result)

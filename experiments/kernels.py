@@ -71,7 +71,7 @@ TINY = {"losses": "mse,barron", "exponents": "8", "rounds": 2, "torch": False}
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(common.Config):
     losses: str = ""
     """Names of the losses, separated by commas; all if empty."""
     exponents: str = "10,16,20,22,24"
@@ -85,8 +85,6 @@ class Config:
     compiled: bool = True
     """Whether to time torch.compile too."""
     seed: int = 0
-    out: Path | None = None
-    """Run folder; a new one under runs/kernels if not given."""
 
 
 def run(config: Config, folder: Path) -> dict[str, Any]:

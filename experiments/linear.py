@@ -20,7 +20,7 @@ from jaxloss.train import fit, functional
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(common.Config):
     loss: str = "mse"
     """Loss by name, e.g. huber."""
     optimizer: str = "sgd"
@@ -32,8 +32,6 @@ class Config:
     noise: float = 0.2
     """Standard deviation of the noise on y."""
     seed: int = 0
-    out: Path | None = None
-    """Run folder; a new one under runs/linear if not given."""
 
 
 def run(config: Config, folder: Path) -> dict[str, Any]:
@@ -42,7 +40,9 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
     apply, params = functional(nnx.Linear(1, 1, rngs=nnx.Rngs(config.seed)))
     loss = common.loss_by_name(config.loss)
     optimizer = common.optimizer_by_name(config.optimizer, config.learning_rate)
-    fitted = fit(apply, params, (x, y), loss=loss, optimizer=optimizer, epochs=config.epochs, **common.watched(folder))
+    fitted = fit(
+        apply, params, (x, y), loss=loss, optimizer=optimizer, epochs=config.epochs, **config.session.settings(folder)
+    )
     weight, bias = float(fitted.params["kernel"][0, 0]), float(fitted.params["bias"][0])
     exact_weight, exact_bias = (float(value) for value in data.least_squares(x, y)[:, 0])
     final_loss = float(loss(apply(fitted.params, x), y))

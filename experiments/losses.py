@@ -30,11 +30,9 @@ SHAPES |= {"quantile_huber": {"level": 0.75}}
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(common.Config):
     readme: Path | None = None
     """A Markdown file whose table of losses is to be brought up to date."""
-    out: Path | None = None
-    """Run folder; a new one under runs/losses if not given."""
 
 
 def run(config: Config, folder: Path) -> dict[str, Any]:
@@ -98,7 +96,8 @@ def _draw(folder: Path) -> None:
     for row, (family, losses) in zip(figure.subplots(3, 3), families.items(), strict=True):
         for axes, kind, limits in zip(row, ("value", "slope", "irls_weight"), ((0, 6), (-3, 3), (0, 2.5)), strict=True):
             plots.loss_curves(losses, kind, reach=6, axes=axes).set(ylim=limits)
-            axes.get_legend().remove()
+            if axes.get_legend():
+                axes.get_legend().remove()
         row[0].set_ylabel(family)
         row[-1].legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(folder / "figure.png", dpi=140)

@@ -29,7 +29,7 @@ TINY = {"epochs": 60}
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(common.Config):
     loss: str = "mse"
     """Loss by name, e.g. huber."""
     hidden: int = 64
@@ -42,8 +42,6 @@ class Config:
     """Epochs without a better validation loss before stopping."""
     seed: int = 0
     """Of the split, the initial weights and the order of the rows."""
-    out: Path | None = None
-    """Run folder; a new one under runs/mlp if not given."""
 
 
 def run(config: Config, folder: Path) -> dict[str, Any]:
@@ -62,7 +60,7 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
         validation=scaled.validation,
         patience=config.patience,
         seed=config.seed,
-        **common.watched(folder),
+        **config.session.settings(folder),
     )
     x, y = parts.test
     coefficients = data.least_squares(*parts.train)

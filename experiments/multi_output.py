@@ -59,15 +59,13 @@ TINY = {"rows": 350, "steps": 250, "hidden": 16}
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(common.Config):
     rows: int = 1000
     """Training rows; as many again for validation, and twice as many for the test."""
     hidden: int = 32
     steps: int = 500
     seed: int = 0
     """Of the data and of the initial weights."""
-    out: Path | None = None
-    """Run folder; a new one under runs/multi_output if not given."""
 
 
 def run(config: Config, folder: Path) -> dict[str, Any]:

@@ -98,13 +98,11 @@ MODELS: dict[str, Callable] = {
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(common.Config):
     data: Path = REPOSITORY.parent / "shared" / "data" / "nist"
     """Folder with certified.json."""
     problems: str = ""
     """Names with commas between them; all if not given."""
-    out: Path | None = None
-    """Run folder; a new one under runs/nist if not given."""
 
 
 def certified(folder: Path) -> dict[str, dict[str, Any]]:

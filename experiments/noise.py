@@ -41,7 +41,7 @@ TINY = {"rows": 400, "hidden": 16, "epochs": 40, "learning_rate": 0.01}
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(common.Config):
     rows: int = 2000
     """Training rows; as many again for validation, and five times as many for the test."""
     hidden: int = 32
@@ -53,8 +53,6 @@ class Config:
     df: float = 2.0
     """Degrees of freedom of the heavy-tailed noise."""
     seed: int = 0
-    out: Path | None = None
-    """Run folder; a new one under runs/noise if not given."""
 
 
 def run(config: Config, folder: Path) -> dict[str, Any]:

@@ -41,7 +41,7 @@ TINY = {"seeds": 1, "rates": (0.1,), "epochs": 800}
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(common.Config):
     rows: int = 400
     typos: int = 8
     """Rows with extra zeros."""
@@ -54,8 +54,6 @@ class Config:
     seeds: int = 10
     """Data sets, drawn with seed, seed + 1, …"""
     seed: int = 0
-    out: Path | None = None
-    """Run folder; a new one under runs/outliers if not given."""
 
 
 class Houses(NamedTuple):

@@ -54,7 +54,7 @@ TINY = {"rows": 5000, "seeds": 3, "hidden": 16, "epochs": 25, "batch_size": 100,
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(common.Config):
     rows: int = 8000
     """Training rows of each seed; four times as many each for validation and test."""
     seeds: int = 8
@@ -65,8 +65,6 @@ class Config:
     rates: tuple[float, ...] = (3e-3, 1e-2, 3e-2)
     """Learning rates (Adam, decaying to 0) to choose from, for each loss by its own validation loss."""
     seed: int = 0
-    out: Path | None = None
-    """Run folder; a new one under runs/physics if not given."""
 
 
 class Rows(NamedTuple):

@@ -56,7 +56,7 @@ TINY = {"rows": 1000, "seeds": 4, "hidden": 16, "epochs": 40, "rates": (1e-2,), 
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(common.Config):
     rows: int = 4000
     """Training rows of each seed; twice as many for validation, and five times as many for the test."""
     seeds: int = 8
@@ -69,8 +69,6 @@ class Config:
     dollar_rates: tuple[float, ...] = (1e-1, 3e-1, 1.0, 3.0, 10.0)
     """Those where the network puts out dollars."""
     seed: int = 0
-    out: Path | None = None
-    """Run folder; a new one under runs/price if not given."""
 
 
 class Way(NamedTuple):

@@ -47,7 +47,7 @@ TINY = {"rows": 200, "steps": 4, "repeats": 2}
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(common.Config):
     rows: int = 500
     noise: float = 0.1
     bad: float = 10.0
@@ -57,8 +57,6 @@ class Config:
     repeats: int = 5
     """Data sets for each share, fitted in one call."""
     seed: int = 0
-    out: Path | None = None
-    """Run folder; a new one under runs/robust_line if not given."""
 
 
 def run(config: Config, folder: Path) -> dict[str, Any]:

@@ -61,7 +61,7 @@ TINY = {"waves": 20, "seeds": 3, "hidden": 32, "epochs": 20, "rates": (1e-2,)}
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(common.Config):
     waves: int = 40
     """Training waves of each seed; half as many for validation and as many for the test."""
     samples: int = 200
@@ -74,8 +74,6 @@ class Config:
     rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2)
     """Learning rates (Adam, decaying to 0) to choose from, for each loss by its own validation loss."""
     seed: int = 0
-    out: Path | None = None
-    """Run folder; a new one under runs/signal if not given."""
 
 
 class Waves(NamedTuple):

@@ -14,9 +14,7 @@ the bootstrap 38 to 57. From 10,000 to 1,000,000 rows the time grows with a powe
 
 from __future__ import annotations
 
-import time
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +32,7 @@ TINY = {"rows": (200, 400), "columns": (3,), "compared": 2000, "fits": 5, "repea
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(common.Config):
     rows: tuple[int, ...] = (10_000, 100_000, 1_000_000)
     """Numbers of rows for the scaling plot."""
     columns: tuple[int, ...] = (10, 50)
@@ -45,8 +43,6 @@ class Config:
     """Bootstrap fits in one call, each of a hundredth as many rows as compared, and 5 columns."""
     repeats: int = 3
     seed: int = 0
-    out: Path | None = None
-    """Run folder; a new one under runs/solvers if not given."""
 
 
 def run(config: Config, folder: Path) -> dict[str, Any]:
@@ -81,16 +77,6 @@ def drawn(rows: int, columns: int, seed: int) -> tuple[np.ndarray, np.ndarray, n
     return x, eta + 1 + rng.standard_t(3, rows), rng.poisson(np.exp(0.5 * eta / np.std(eta))).astype(float)
 
 
-def seconds(call: Callable[[], Any], repeats: int) -> tuple[float, Any]:
-    """The shortest time of a few calls, and what the last gave."""
-    times, found = [], None
-    for _ in range(repeats):
-        started = time.perf_counter()
-        found = call()
-        times.append(time.perf_counter() - started)
-    return min(times), found
-
-
 def ours(x: Any, y: Any, loss: Any, repeats: int, **settings: Any) -> tuple[float, float, Any]:
     """The time of a fit, that of its compilation, and the fit; x and y are on the device before."""
     x, y = jnp.asarray(x), jnp.asarray(y)
@@ -98,8 +84,8 @@ def ours(x: Any, y: Any, loss: Any, repeats: int, **settings: Any) -> tuple[floa
     def call() -> Any:
         return jax.block_until_ready(solve_linear(x, y, loss, **settings))
 
-    first = seconds(call, 1)[0]
-    best, fit = seconds(call, repeats)
+    first = common.shortest(call, 1)[0]
+    best, fit = common.shortest(call, repeats)
     return best, first - best, fit
 
 
@@ -120,7 +106,7 @@ def comparisons(config: Config) -> Any:
     }
     for name, (loss, rows, target, model, link) in cases.items():
         best, compiled, fit = ours(rows, target, loss, config.repeats)
-        theirs, _ = seconds(
+        theirs, _ = common.shortest(
             lambda model=model, rows=rows, target=target: model.fit(rows, target),
             1 if name == "quantile" else config.repeats,
         )
@@ -147,7 +133,7 @@ def with_scale(config: Config, x: np.ndarray, y: np.ndarray) -> Any:
         ("tukey, scale", tukey, TukeyBiweight()),
     ):
         best, compiled, _ = ours(x, y, loss, config.repeats, scale_estimator="mad")
-        theirs, _ = seconds(lambda norm=norm: RLM(y, add_constant(x), norm).fit(), 1)
+        theirs, _ = common.shortest(lambda norm=norm: RLM(y, add_constant(x), norm).fit(), 1)
         yield name, figures(best, theirs, np.nan, compiled)
 
 
@@ -164,11 +150,11 @@ def bootstrap(config: Config) -> Any:
     def call() -> Any:
         return jax.block_until_ready(fitted(on_device))
 
-    first = seconds(call, 1)[0]
-    best, _ = seconds(call, config.repeats)
+    first = common.shortest(call, 1)[0]
+    best, _ = common.shortest(call, config.repeats)
     share = max(config.fits // 50, 1)
     model = HuberRegressor(alpha=0, max_iter=1000)
-    theirs, _ = seconds(lambda: [model.fit(x, y, sample_weight=w) for w in weights[:share]], 1)
+    theirs, _ = common.shortest(lambda: [model.fit(x, y, sample_weight=w) for w in weights[:share]], 1)
     yield f"{config.fits} bootstrap fits", figures(best, theirs * config.fits / share, np.nan, first - best)
 
 

@@ -52,7 +52,7 @@ TINY = {"repeats": 1, "compiled": False, "mlp_steps": 40, "members": 0}
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(common.Config):
     repeats: int = 9
     """Timed repetitions of every loop, interleaved."""
     compiled: bool = True
@@ -62,8 +62,6 @@ class Config:
     members: int = 100
     """Networks that `fit_many` trains at once; 0 leaves the rows on fit itself out."""
     seed: int = 0
-    out: Path | None = None
-    """Run folder; a new one under runs/speed if not given."""
 
 
 def run(config: Config, folder: Path) -> dict[str, Any]:
@@ -120,18 +118,14 @@ def _time(loops: dict[Any, Callable], repeats: int) -> tuple[dict[Any, float], d
     """Seconds of the first call of each loop, and the median of the later ones, interleaved."""
     first, times = {}, {name: [] for name in loops}
     for name, loop in loops.items():
-        started = time.perf_counter()
-        loop()
-        first[name] = time.perf_counter() - started
+        first[name] = common.shortest(loop, 1)[0]
     for repeat in range(repeats):
         order = list(loops)[repeat % len(loops) :] + list(loops)[: repeat % len(loops)]
         for name in order:
             turn = time.perf_counter()
             loops[name]()  # not timed: it brings back what the others pushed out of the caches
             while not times[name] or time.perf_counter() - turn < SECONDS_PER_TURN or len(times[name]) <= repeat:
-                started = time.perf_counter()
-                loops[name]()
-                times[name].append(time.perf_counter() - started)
+                times[name].append(common.shortest(loops[name], 1)[0])
     return first, {name: float(np.median(values)) for name, values in times.items()}
 
 
@@ -203,21 +197,21 @@ def _torch_loops(line: Any, rows: Any, compiled: bool) -> dict[Any, Callable]:
 
 
 CHAIN, TRIES = 500, 40
+CHAIN_FLOPS = CHAIN * 2 * 32 * 64 * 64
 
 
 def _chain_rate_numpy() -> float:
     """FLOP/s of a chain of 32 × 64 × 64 products, the best of many tries, on one thread."""
     left, right = np.ones((32, 64), np.float32), np.full((64, 64), 1 / 64, np.float32)
     other = np.empty_like(left)
-    best = np.inf
+
+    def chain() -> None:
+        for _ in range(CHAIN // 2):
+            np.matmul(left, right, out=other)
+            np.matmul(other, right, out=left)
+
     with threadpool_limits(1):
-        for _ in range(TRIES):
-            started = time.perf_counter()
-            for _ in range(CHAIN // 2):
-                np.matmul(left, right, out=other)
-                np.matmul(other, right, out=left)
-            best = min(best, time.perf_counter() - started)
-    return CHAIN * 2 * 32 * 64 * 64 / best
+        return CHAIN_FLOPS / common.shortest(chain, TRIES)[0]
 
 
 def _chain_rate_jax() -> float:
@@ -228,13 +222,7 @@ def _chain_rate_jax() -> float:
         return jax.lax.fori_loop(0, CHAIN, lambda _, value: value @ right, left)
 
     left, right = jnp.ones((32, 64)), jnp.full((64, 64), 1 / 64)
-    chain(left, right).block_until_ready()
-    best = np.inf
-    for _ in range(TRIES):
-        started = time.perf_counter()
-        chain(left, right).block_until_ready()
-        best = min(best, time.perf_counter() - started)
-    return CHAIN * 2 * 32 * 64 * 64 / best
+    return CHAIN_FLOPS / common.shortest(lambda: chain(left, right).block_until_ready(), TRIES)[0]
 
 
 def _draw(folder: Path, table: list[Any]) -> None:

@@ -44,7 +44,7 @@ TINY = {"rows": 200, "steps": 1300, "network_steps": 200, "hidden": 8}
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(common.Config):
     rows: int = 1000
     steps: int = 2000
     """Of gradient descent and Adam on the line, at most."""
@@ -52,8 +52,6 @@ class Config:
     hidden: int = 16
     seed: int = 0
     """Of the data and of the network's initial weights."""
-    out: Path | None = None
-    """Run folder; a new one under runs/units if not given."""
 
 
 def run(config: Config, folder: Path) -> dict[str, Any]:

@@ -46,7 +46,7 @@ TINY = {"quantiles": 24, "seeds": 2, "rates": (0.03,), "episodes": 200}
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(common.Config):
     transitions: int = 20_000
     """Of each seed."""
     quantiles: int = 32
@@ -59,8 +59,6 @@ class Config:
     seeds: int = 5
     """Sets of transitions and orders: seed, seed + 1, …"""
     seed: int = 0
-    out: Path | None = None
-    """Run folder; a new one under runs/value if not given."""
 
 
 def values(walk: data.Walk) -> np.ndarray:

@@ -48,69 +48,42 @@ def composite(losses: Any, weights: Any = None) -> Any:
     return Partial(_composite, losses=bound, head_weights=structure.unflatten(heads))
 
 
-def _composite(
-    pred: Any,
-    target: Any,
-    *,
-    losses: Any,
-    head_weights: Any,
-    weights: Any = None,
-    where: Any = None,
-    axis: Any = None,
-    reduction: str = "mean",
-    **settings: Any,
-) -> Any:
-    _refuse(axis, settings)
+def _composite(pred: Any, target: Any, *, reduction: str = "mean", **rest: Any) -> Any:
+    def reduce(loss: Callable, head_weight: Any, *arguments: Any, **masks: Any) -> Any:
+        return head_weight * loss(*arguments, reduction=reduction, **masks)
 
-    def reduced(loss: Callable, head_weight: Any, *arguments: Any, **rest: Any) -> Any:
-        return head_weight * loss(*arguments, reduction=reduction, **rest)
-
-    parts = _map_heads(reduced, losses, head_weights, pred, target, weights, where)
+    parts = _map_heads(reduce, pred, target, **rest)
     return parts if reduction == "none" else sum(jax.tree.leaves(parts))
 
 
-def _sums(
-    pred: Any,
-    target: Any,
-    *,
-    losses: Any,
-    head_weights: Any,
-    weights: Any,
-    where: Any,
-    axis: Any,
-    reduction: str,
-    **settings: Any,
-) -> LossSum:
+def _sums(pred: Any, target: Any, *, reduction: str, **rest: Any) -> LossSum:
     """What `loss_sum` gives for a composite: the pair of each head, as pytrees."""
-    _refuse(axis, settings)
 
-    def summed(loss: Callable, head_weight: Any, *arguments: Any, **rest: Any) -> LossSum:
-        total, weight = loss_sum(loss, *arguments, reduction=reduction, **rest)
+    def add_up(loss: Callable, head_weight: Any, *arguments: Any, **masks: Any) -> LossSum:
+        total, weight = loss_sum(loss, *arguments, reduction=reduction, **masks)
         return LossSum(head_weight * total, weight)
 
-    sums = _map_heads(summed, losses, head_weights, pred, target, weights, where)
+    sums = _map_heads(add_up, pred, target, **rest)
     heads, structure = jax.tree.flatten(sums, is_leaf=lambda value: isinstance(value, LossSum))
     return LossSum(*(structure.unflatten(parts) for parts in zip(*heads, strict=True)))
-
-
-def _refuse(axis: Any, settings: dict[str, Any]) -> None:
-    if axis is not None:
-        raise ValueError(f"composite: axis={shown(axis)} has no meaning over several heads; leave it out")
-    for setting in settings:
-        raise TypeError(f"composite: unknown setting {setting!r}; bind the settings of its losses with Partial")
 
 
 _composite.sums = _sums  # type: ignore[attr-defined]
 
 
 def _map_heads(
-    function: Callable, losses: Any, head_weights: Any, pred: Any, target: Any, weights: Any, where: Any
+    function: Callable, pred: Any, target: Any, *, losses: Any, head_weights: Any, axis: Any = None, **rest: Any
 ) -> Any:
     """Apply the function to each head's loss, weight, prediction and target; an error names the head."""
+    masks = {what: rest.pop(what, None) for what in ("weights", "where")}
+    if axis is not None:
+        raise ValueError(f"composite: axis={shown(axis)} has no meaning over several heads; leave it out")
+    for setting in rest:
+        raise TypeError(f"composite: unknown setting {setting!r}; bind the settings of its losses with Partial")
     named, structure = jax.tree_util.tree_flatten_with_path(losses, is_leaf=callable)
     columns = [_parts("weights of the losses", structure, head_weights)]
     columns += [_parts(what, structure, tree) for what, tree in (("pred", pred), ("target", target))]
-    for what, tree in (("weights", weights), ("where", where)):
+    for what, tree in masks.items():
         columns.append([None] * len(named) if tree is None else _parts(what, structure, tree))
     results = []
     for (path, loss), weight, *arguments, own_weights, own_where in zip(named, *columns, strict=True):
@@ -129,11 +102,7 @@ def _parts(what: str, structure: Any, tree: Any) -> list[Any]:
     try:
         return structure.flatten_up_to(tree)
     except (ValueError, TypeError):
-        expected = str(structure).removeprefix("PyTreeDef(").removesuffix(")")
-        raise ValueError(
-            f"composite: {what} must have the structure of the losses, {expected}, got {_shape_of(tree)}"
-        ) from None
-
-
-def _shape_of(tree: Any) -> str:
-    return str(jax.tree.structure(tree)).removeprefix("PyTreeDef(").removesuffix(")")
+        wanted, got = (
+            str(one).removeprefix("PyTreeDef(").removesuffix(")") for one in (structure, jax.tree.structure(tree))
+        )
+        raise ValueError(f"composite: {what} must have the structure of the losses, {wanted}, got {got}") from None

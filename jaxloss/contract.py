@@ -9,7 +9,8 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Protocol, Self, runtime_checkable
 
 import chex
 import jax
@@ -17,7 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-__all__ = ["ABOVE_MINUS_ONE", "NONNEGATIVE", "OPEN_UNIT", "POSITIVE", "REAL", "Domain", "ShapeError"]
+__all__ = [
+    "ABOVE_MINUS_ONE", "NONNEGATIVE", "OPEN_UNIT", "POSITIVE", "REAL", "Domain", "Lifted", "PointwiseLoss",
+    "Prediction", "ShapeError", "as_pytree", "check_loss", "check_number", "check_settings", "check_support",
+    "check_where", "computing_dtype", "dtype_of", "event_rank", "is_host_value", "loss_name", "loss_shape",
+    "prepare", "require_broadcastable", "require_function", "require_settings", "shown", "to_dtype", "unbound",
+]  # fmt: skip
 
 Shape = tuple[int, ...]
 
@@ -39,6 +45,53 @@ POSITIVE = Domain("positive and finite", lambda value: (value > 0) & (value < np
 NONNEGATIVE = Domain("finite and at least 0", lambda value: (value >= 0) & (value < np.inf), 1.0)
 ABOVE_MINUS_ONE = Domain("finite and above −1", lambda value: (value > -1) & (value < np.inf), 1.0)
 OPEN_UNIT = Domain("strictly between 0 and 1", lambda value: (value > 0) & (value < 1), 0.5)
+
+
+@dataclass(frozen=True, eq=False)
+class Lifted:
+    """What a loss made by `pointwise` says of itself: its declarations, and the compiled map of each kind."""
+
+    name: str
+    event_ndim: int
+    """1 for a loss of vectors."""
+    defaults: Mapping[str, Any]
+    """Its settings, and their defaults."""
+    domain: Mapping[str, Domain]
+    traits: Any
+    """`jaxloss.lift.Traits`."""
+    compiled: Callable[[str], Callable]
+
+
+@runtime_checkable
+class PointwiseLoss(Protocol):
+    """A loss made by `pointwise`, which says what it was made of. Any other function is a loss that says nothing."""
+
+    lifted: Lifted
+
+
+class Prediction:
+    """A prediction that is no array, such as a distribution or an interval, and what the contract asks of it.
+
+    A pytree of another type is a prediction whose leaves have the target's shape.
+    """
+
+    event_ndim: ClassVar[int] = 0
+    """How many of the target's last axes are one value."""
+    support: ClassVar[Any] = None
+    """The `Domain` of the target; None where any target is compared."""
+
+    @property
+    def shape(self) -> Shape:
+        """The shape of the target."""
+        raise NotImplementedError
+
+    def trailing_axes(self) -> Any:
+        """A pytree like this: for each array, how many axes it has beyond those of the target."""
+        return jax.tree.map(lambda _: 0, self)
+
+    def affine(self, shift: Any, scale: Any) -> Self:
+        """The prediction of shift + scale·Y, for scale > 0."""
+        raise NotImplementedError
 
 
 def is_host_value(value: Any) -> bool:
@@ -92,7 +145,7 @@ def computing_dtype(name: str, pred: Any) -> Any:
 
 def event_rank(event_ndim: int, pred: Any) -> int:
     """How many of the target's last axes are one value: as the loss declares, or else as the distribution does."""
-    return event_ndim or getattr(pred, "event_ndim", 0)
+    return event_ndim or (pred.event_ndim if isinstance(pred, Prediction) else 0)
 
 
 def loss_shape(name: str, pred: Any, target: Any, event_ndim: int) -> Shape:
@@ -102,7 +155,7 @@ def loss_shape(name: str, pred: Any, target: Any, event_ndim: int) -> Shape:
     if jnp.issubdtype(target_dtype, jnp.complexfloating):
         raise TypeError(f"{name}: target has dtype {target_dtype}; targets are real: pass its .real and .imag apart")
     target_shape = jnp.shape(target)
-    trailing = pred.trailing_axes() if hasattr(pred, "trailing_axes") else jax.tree.map(lambda _: 0, pred)
+    trailing = pred.trailing_axes() if isinstance(pred, Prediction) else jax.tree.map(lambda _: 0, pred)
     leaves = jax.tree_util.tree_leaves_with_path(pred)
     for (path, leaf), extra in zip(leaves, jax.tree.leaves(trailing), strict=True):
         what, shape = "pred" + jax.tree_util.keystr(path), jnp.shape(leaf)
@@ -133,11 +186,8 @@ def require_same_shape(name: str, left: str, left_shape: Shape, right: str, righ
 
 def _repair(left: str, left_shape: Shape, right: str, right_shape: Shape) -> str:
     if left_shape == (*right_shape, 1):
-        return (
-            f"add `[..., None]` to {right} or `.squeeze(-1)` to {left}"
-            if len(right_shape) != 1
-            else (f"add `[:, None]` to {right} or `.squeeze(-1)` to {left}")
-        )
+        axes = ":" if len(right_shape) == 1 else "..."
+        return f"add `[{axes}, None]` to {right} or `.squeeze(-1)` to {left}"
     if right_shape == (*left_shape, 1):
         return _repair(right, right_shape, left, left_shape)
     if left_shape == right_shape[::-1]:
@@ -188,7 +238,7 @@ def prepare(name: str, pred: Any, target: Any, weights: Any, where: Any, event_n
     if where is not None:
         check_where(name, where)
         require_broadcastable(name, "where", where, shape)
-    if hasattr(pred, "support"):
+    if isinstance(pred, Prediction) and pred.support is not None:
         check_support(name, target, where, pred.support)
     return to_dtype(target, dtype), weights, shape
 
@@ -274,8 +324,8 @@ def check_loss(loss: Any) -> None:
     """
     function, settings = unbound(loss)
     require_function(function)
-    lifted = getattr(function, "lifted", None)
-    if lifted is not None:
+    if isinstance(function, PointwiseLoss):
+        lifted = function.lifted
         check_settings(lifted.name, settings, lifted.defaults, lifted.domain)
         require_settings(lifted.name, settings, lifted.defaults)
 

@@ -18,6 +18,8 @@ import jax.numpy as jnp
 from jaxloss.contract import (
     REAL,
     Domain,
+    Lifted,
+    PointwiseLoss,
     check_settings,
     event_rank,
     loss_name,
@@ -34,7 +36,11 @@ __all__ = ["Loss", "Traits", "curvature", "irls_weight", "pointwise", "slope", "
 
 
 class Loss(Protocol):
-    """How every loss is called; a loss is a plain function, and anything called this way will do."""
+    """How every loss is called; a loss is a plain function, and anything called this way will do.
+
+    One made by `pointwise` has `lifted` besides (`jaxloss.contract.PointwiseLoss`), one of several heads `sums`
+    (`jaxloss.reduce.SummedLoss`). Nothing else is asked of a loss.
+    """
 
     def __call__(  # noqa: D102
         self,
@@ -67,18 +73,6 @@ class Traits:
     estimates: str = ""
     pred: Domain = REAL
     target: Domain = REAL
-
-
-@dataclass(frozen=True, eq=False)
-class _Lifted:
-    """What a loss made by `pointwise` carries: its declarations, and the compiled map of each kind."""
-
-    name: str
-    event_ndim: int
-    defaults: Mapping[str, Any]
-    domain: Mapping[str, Domain]
-    traits: Traits
-    compiled: Callable[[str], Callable]
 
 
 @overload
@@ -126,29 +120,20 @@ def pointwise(
     >>> slope(quartic)(jnp.array([1.0, 3.0]), jnp.array([1.0, 1.0])).tolist()
     [0.0, 32.0]
     """
+    domain, known = domain or {}, traits or Traits()
     if function is None:
-        return functools.partial(_lift, slope, curvature, partials or {}, event_ndim, domain or {}, traits or Traits())
-    return _lift(slope, curvature, partials or {}, event_ndim, domain or {}, traits or Traits(), function)
-
-
-def _lift(
-    slope: Callable | None,
-    curvature: Callable | None,
-    partials: Mapping[str, Callable],
-    event_ndim: int,
-    domain: Mapping[str, Domain],
-    traits: Traits,
-    function: Callable,
-) -> Loss:
+        closed = {"slope": slope, "curvature": curvature, "partials": partials}
+        return functools.partial(pointwise, **closed, event_ndim=event_ndim, domain=domain, traits=known)
     name, signature = function.__name__, inspect.signature(function)
     parameters = list(signature.parameters.values())
     if [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY] != ["pred", "target"]:
         raise TypeError(f"{name}: a pointwise loss takes (pred, target, *, settings), got {signature}")
     defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    partials = partials or {}
     unknown = partials.keys() - {"target", *defaults}
     if unknown:
         raise TypeError(f"{name}: partials names {sorted(unknown)}; known are target and the settings {list(defaults)}")
-    value, first, second = derivatives(function, slope, curvature, partials, traits.residual)
+    value, first, second = derivatives(function, slope, curvature, partials, known.residual)
 
     @functools.cache
     def compiled(kind: str) -> Callable:
@@ -163,7 +148,7 @@ def _lift(
         scalar = {"slope": first, "curvature": second, "irls_weight": irls_weight_of(first, second)}[kind]
         return jax.jit(_elementwise(scalar, event_ndim, domain))
 
-    lifted = _Lifted(name, event_ndim, defaults, domain, traits, compiled)
+    lifted = Lifted(name, event_ndim, defaults, domain, known, compiled)
 
     @functools.wraps(function)
     def loss(pred, target, *, weights=None, where=None, axis=None, reduction="mean", **settings):
@@ -175,12 +160,11 @@ def _lift(
     shared = inspect.signature(loss, follow_wrapped=False).parameters.values()
     parameters += [p for p in shared if p.kind is p.KEYWORD_ONLY]
     loss.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    loss.event_ndim = event_ndim  # type: ignore[attr-defined]
     loss.lifted = lifted  # type: ignore[attr-defined]
     return loss
 
 
-def _prepare_settings(lifted: _Lifted, settings: dict[str, Any], shape: tuple[int, ...], dtype: Any) -> dict[str, Any]:
+def _prepare_settings(lifted: Lifted, settings: dict[str, Any], shape: tuple[int, ...], dtype: Any) -> dict[str, Any]:
     """The defaults under the given settings, checked and in the computing type."""
     check_settings(lifted.name, settings, lifted.defaults, lifted.domain)
     require_settings(lifted.name, settings, lifted.defaults)
@@ -283,8 +267,8 @@ def traits(loss: Loss) -> Traits:
     return _lifted_of(loss, "traits")[0].traits
 
 
-def _lifted_of(loss: Any, wanted: str) -> tuple[_Lifted, dict[str, Any]]:
+def _lifted_of(loss: Any, wanted: str) -> tuple[Lifted, dict[str, Any]]:
     function, settings = unbound(loss)
-    if not hasattr(function, "lifted"):
+    if not isinstance(function, PointwiseLoss):
         raise TypeError(f"{wanted}({loss_name(loss)}): only for losses made by jaxloss.pointwise")
     return function.lifted, settings

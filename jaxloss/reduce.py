@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 
-from jaxloss.contract import event_rank, loss_name, require_function, shown, unbound
+from jaxloss.contract import PointwiseLoss, event_rank, loss_name, require_function, shown, unbound
 
-__all__ = ["LossSum", "loss_sum", "observed"]
+__all__ = [
+    "Axis", "LossSum", "check_reduction", "divide", "hide", "loss_sum", "observed", "reduce_losses", "total_weight",
+]  # fmt: skip
 
 REDUCTIONS = ("mean", "weighted_mean", "sum", "none")
 
@@ -51,6 +53,13 @@ class LossSum(NamedTuple):
     def mean(self) -> jax.Array:
         """total / weight, summed over the heads; 0 over nothing."""
         return sum(jax.tree.leaves(self.each), start=0)  # type: ignore[return-value]
+
+
+@runtime_checkable
+class SummedLoss(Protocol):
+    """A loss of several heads, which gives the pair of each; called like `loss_sum`, with the arguments of a loss."""
+
+    sums: Callable[..., LossSum]
 
 
 def observed(target: Any) -> Any:
@@ -160,11 +169,12 @@ def loss_sum(
     require_function(function)
     if not (isinstance(reduction, str) and reduction in ("mean", "weighted_mean")):
         raise ValueError(f"loss_sum({name}): reduction must be 'mean' or 'weighted_mean', got {shown(reduction)}")
-    if hasattr(function, "sums"):
+    lifted = function.lifted if isinstance(function, PointwiseLoss) else None
+    if lifted is None and isinstance(function, SummedLoss):
         shared = {"weights": weights, "where": where, "axis": axis, "reduction": reduction}
         return function.sums(pred, target, **shared, **bound, **settings)
     total = loss(pred, target, weights=weights, where=where, axis=axis, reduction="sum", **settings)
     shape = jnp.shape(target)
-    shape = shape[: len(shape) - event_rank(getattr(function, "event_ndim", 0), pred)]
+    shape = shape[: len(shape) - event_rank(lifted.event_ndim if lifted else 0, pred)]
     axes = check_reduction(name, reduction, axis, len(shape))
     return LossSum(total, total_weight(shape, total.dtype, weights, where, axes, reduction))

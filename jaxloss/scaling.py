@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
-from jaxloss.contract import ShapeError, check_where, require_broadcastable
+from jaxloss.contract import Prediction, ShapeError, check_where, require_broadcastable
+from jaxloss.numerics.shards import gather_shards
 
 __all__ = ["Standardizer"]
 
@@ -94,14 +94,8 @@ class Standardizer(NamedTuple):
 
     def all_merge(self, axis_name: Any) -> Standardizer:
         """The statistics of all shards of a mesh axis together, inside `shard_map` or `vmap`: the same on each."""
-        here, number = lax.axis_index(axis_name), lax.axis_size(axis_name)
-
-        def spread(leaf: Any) -> jax.Array:
-            mine = (jnp.arange(number) == here).reshape((number,) + (1,) * jnp.ndim(leaf))
-            return jnp.where(mine, jnp.asarray(leaf)[None], 0)
-
-        parts = lax.psum(jax.tree.map(spread, self), axis_name)
-        shards = [jax.tree.map(lambda leaf, shard=shard: leaf[shard], parts) for shard in range(number)]
+        parts = gather_shards(self, axis_name)
+        shards = [jax.tree.map(lambda leaf, shard=shard: leaf[shard], parts) for shard in range(parts.count.shape[0])]
         return functools.reduce(Standardizer.merge, shards)
 
     @property
@@ -131,7 +125,7 @@ class Standardizer(NamedTuple):
         >>> float(pred.loc[0, 0]), float(pred.scale[0, 0])
         (12.0, 2.0)
         """
-        if not hasattr(dist, "affine"):
+        if not isinstance(dist, Prediction):
             raise TypeError(f"Standardizer.inverse_distribution: got {type(dist).__name__}; for arrays use inverse")
         mean, scale = self._matching("inverse_distribution", jax.ShapeDtypeStruct(dist.shape, jnp.float32))
         return dist.affine(mean, scale)

@@ -10,7 +10,8 @@ import pytest
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 hypothesis.settings.register_profile("suite", deadline=None, max_examples=12, derandomize=True, database=None)
-hypothesis.settings.load_profile("suite")
+hypothesis.settings.register_profile("fresh", deadline=None, max_examples=25, print_blob=True, database=None)
+hypothesis.settings.load_profile("suite")  # `--hypothesis-profile=fresh` draws new examples each time
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -51,12 +52,26 @@ def hvp(function, point, direction):
     return jax.jvp(jax.grad(function), (point,), (direction,))[1]
 
 
+def count_all_reduces(program: str) -> int:
+    """How many all-reduces a compiled program holds, those of tuples included."""
+    return len(re.findall(r"= [^=]*? all-reduce(?:-start)?\(", program))
+
+
 def run_python(code: str, **environment: str) -> str:
     """Run the code in a fresh interpreter in the repository root; its output. Fails with its standard error."""
+    return _run(["-c", code], environment)
+
+
+def run_program(name: str, *arguments: object, **environment: str) -> str:
+    """Run a file of tests/programs in a fresh interpreter in the repository root; its output. Fails as above."""
+    return _run([f"tests/programs/{name}", *map(str, arguments)], environment)
+
+
+def _run(words: list[str], environment: dict[str, str]) -> str:
     paths = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(paths), **environment}
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout

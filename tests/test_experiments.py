@@ -1,7 +1,6 @@
 """Every experiment, run small: what it writes, and that what its docstring claims holds."""
 
 import importlib
-import importlib.util
 import json
 import math
 import subprocess
@@ -149,13 +148,9 @@ def test_kernels_runs_small(tmp_path):
 def test_accuracy_keeps_its_bars_and_shows_the_others(tmp_path, capsys):
     _, result = tiny(tmp_path, "accuracy")
     assert result["claims"] == {"log_cosh keeps the bars": True, "smape keeps the bars": True}
-    worst = result["worst"]
-    assert worst["log_cosh"]["optax slope"] > 0.1, "all digits lost"
-    if importlib.util.find_spec("torchmetrics"):
-        assert worst["log_cosh"]["torchmetrics value"] == float("inf")
-        assert worst["smape"]["torchmetrics value"] < 1e-6
+    assert {"slope", "optax slope"} <= set(result["worst"]["log_cosh"])
     printed = capsys.readouterr().out
-    assert all(head in printed for head in ("jaxloss", "optax", "torch", "metrics", "sklearn"))
+    assert all(head in printed for head in ("jaxloss", "optax", "torch", "metrics", "sklearn", "scipy", "models"))
     assert_complete(tmp_path / "accuracy", result)
 
 
@@ -251,9 +246,10 @@ def test_nist_finds_the_digits(tmp_path, capsys):
 def test_bench_stats_runs_small(tmp_path):
     """Whether the bars are kept is for a run of the size it is about."""
     code, result = tiny(tmp_path, "bench_stats")
-    assert code in (0, 1)
-    assert set(result["shares"]) == set(result["seconds_per_pass"])
+    assert code == (0 if all(result["claims"].values()) else 1)
     assert len(result["claims"]) == 2
+    assert set(result["shares"]) == set(result["seconds_per_pass"])
+    assert min(result["seconds_per_pass"].values()) > 0
     assert_complete(tmp_path / "bench_stats", result)
 
 

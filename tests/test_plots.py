@@ -16,7 +16,7 @@ from jax.tree_util import Partial
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import StepPatch
-from support import run_python
+from support import run_program
 
 import jaxloss
 from jaxloss import (
@@ -526,25 +526,8 @@ def test_examples_in_docstrings_run():
 
 
 def test_pyplot_is_not_loaded_and_settings_are_left_alone():
-    code = """
-        import io, sys, matplotlib, jax.numpy as jnp
-        def settings(): return [matplotlib.rcParams[name] for name in matplotlib.rcParams if name != "backend"]
-        before = settings()
-        from jaxloss import plots
-        plots.residual_panel(jnp.arange(5.0), jnp.ones(5)).savefig(io.BytesIO())
-        print("matplotlib.pyplot" in sys.modules, before == settings())
-    """
-    assert run_python("\n".join(part.strip() for part in code.splitlines())).split() == ["False", "True"]
+    assert run_program("plots_leave_settings_alone.py").split() == ["False", "True"]
 
 
 def test_without_matplotlib_the_error_says_what_to_install():
-    code = """
-        import sys
-        sys.modules["matplotlib"] = None
-        import jaxloss
-        try:
-            from jaxloss import plots
-        except ModuleNotFoundError as missing:
-            print(missing)
-    """
-    assert "pip install 'jaxloss[experiments]'" in run_python(code.replace("\n        ", "\n"))
+    assert "pip install 'jaxloss[experiments]'" in run_program("plots_without_matplotlib.py")

@@ -111,10 +111,10 @@ def test_all_masked_is_zero_with_zero_gradient_and_the_weight_tells(row):
 def test_masked_entries_are_absent(row):
     """Value, gradient in everything, and Hessian-vector product are those of the unmasked entries alone."""
     pred, target = sample(row, (6,))
-    direction = jnp.linspace(-1, 1, 6)
-    weights, settings = jnp.linspace(0.5, 2, 6), settings_tree(row, (6,))
+    direction, weights = (jnp.linspace(*ends, 6, dtype=jnp.float32) for ends in ((-1, 1), (0.5, 2)))
+    settings = settings_tree(row, (6,))
     keep = np.array([True, False, True, False, False, True])
-    poison = jnp.array([1, jnp.nan, 1, jnp.inf, -jnp.inf, 1])
+    poison = jnp.float32([1, jnp.nan, 1, jnp.inf, -jnp.inf, 1])
 
     def spoil(array):
         return jnp.where(keep, array, poison)
@@ -159,7 +159,7 @@ def test_nan_that_is_not_masked_is_seen(row):
 def test_counts_past_the_integers_of_float32():
     rows, columns = 2**13 + 1, 2**12
     where = jnp.ones((rows, columns), bool).at[0, 0].set(False)
-    empty = jnp.zeros((rows, columns))
+    empty = jnp.zeros((rows, columns), jnp.float32)
     got = jax.jit(functools.partial(loss_sum, mse))(empty, empty, where=where)
     exact = rows * columns - 1  # needs 26 bits
     assert float(got.weight) == float(np.float32(exact))

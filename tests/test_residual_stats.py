@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 import re
-import textwrap
 from fractions import Fraction
 
 import hypothesis
@@ -14,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import ROOT, close, run_python
+from support import ROOT, close, run_program
 
 import jaxloss
 from jaxloss import metrics
@@ -63,17 +62,12 @@ def plain(pred, target, weights=None, where=None):
         "explained_variance": 1 - moment(r, 2) / moment(t, 2),
         "pearson": correlation(p, t),
         "residual_sd": np.sqrt(moment(r, 2)),
-        "residual_skewness": moment(r, 3) / moment(r, 2) ** 1.5,
-        "residual_kurtosis": moment(r, 4) / moment(r, 2) ** 2,
         "target_mean": mean(t),
         "target_sd": np.sqrt(moment(t, 2)),
-        "target_skewness": moment(t, 3) / moment(t, 2) ** 1.5,
-        "target_kurtosis": moment(t, 4) / moment(t, 2) ** 2,
         "pred_mean": mean(p),
         "pred_sd": np.sqrt(moment(p, 2)),
         "residual_by_pred": correlation(p, r),
         "absolute_by_pred": correlation(p, np.abs(r)),
-        "square_by_pred": mean((p - mean(p)) * (r - mean(r)) ** 2) / (np.sqrt(moment(p, 2)) * moment(r, 2)),
     }
 
 
@@ -330,7 +324,6 @@ def test_top_share_and_skew_of_known_families():
     assert abs(got["rmse_over_mae"] - 1.2533) < 0.01
     assert abs(got["top_share"] - 0.085) < 0.005
     assert abs(got["octile_skew"]) < 0.02
-    assert abs(got["residual_kurtosis"] - 3) < 0.1
     spoiled = np.where(np.arange(clean.size) % 100 == 0, 20 * clean, clean)
     assert abs(ResidualStats.of(spoiled, np.zeros_like(clean)).summary()["top_share"] - 0.81) < 0.03
     skewed = np.exp(clean)
@@ -352,34 +345,9 @@ def test_scan_vmap_and_jit():
     agrees(jax.vmap(ResidualStats.of)(pred, target).combine(), want, 1e-5, 1e-5)
 
 
-ON_FOUR_DEVICES = textwrap.dedent("""
-    import jax
-    jax.config.update("jax_num_cpu_devices", 4)
-    import jax.numpy as jnp
-    import numpy as np
-    from jax.sharding import PartitionSpec as P
-    from jaxloss.metrics import ResidualStats, one_pass
-    from test_residual_stats import agrees, draw, plain
-
-    pred, target = draw((64, 2), 1e4)
-    where = np.broadcast_to(np.arange(64)[:, None] < 20, pred.shape)  # the last shards are empty
-    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-
-    def merged(pred, target, where, rows):
-        return ResidualStats.of(pred, target, where=where, rows=rows).all_merge("data")
-
-    spread = jax.shard_map(merged, mesh=mesh, in_specs=(P("data"),) * 4, out_specs=P())
-    stats = jax.device_get(jax.jit(spread)(pred, target, where, jnp.arange(64)))
-    agrees(stats, plain(pred, target, where=where), 1e-5, 1e-5)
-    worst = np.abs(pred - target)[:20].max()
-    assert stats.summary()["worst_row"][0] == np.argmax(np.abs(pred - target)[:20].max(1))
-    print("agree")
-""")
-
-
 @pytest.mark.slow
 def test_shards_of_a_mesh_some_of_them_empty():
-    assert run_python(ON_FOUR_DEVICES).startswith("agree")
+    assert run_program("residual_stats_on_four_devices.py", JAX_NUM_CPU_DEVICES="4").startswith("agree")
 
 
 def test_parts_left_out():
@@ -514,7 +482,6 @@ def stream(offset, rows, seed):
         "r2": 1 - ((p - t) ** 2).sum() / ((t - t.mean()) ** 2).sum(),
         "pearson": np.corrcoef(p, t)[0, 1],
         "mae": np.abs(p - t).mean(),
-        "residual_kurtosis": 3.0,
     }
     assert got["n"] == target.size
     return got, want
@@ -527,4 +494,3 @@ def test_r2_of_a_ragged_stream_far_from_zero(offset, rows):
     assert abs(got["r2"] - want["r2"]) < 1e-5  # the bar is 1e-4
     assert abs(got["pearson"] - want["pearson"]) < 1e-5
     assert abs(got["mae"] / want["mae"] - 1) < 1e-5
-    assert abs(got["residual_kurtosis"] - 3) < 0.05

@@ -95,7 +95,7 @@ def test_every_leaf_of_a_pytree_has_the_shape_of_the_target():
     with pytest.raises(jaxloss.ShapeError, match=r"pred\.scale has shape"):
         spread_loss(Spread(jnp.ones(3), jnp.ones((3, 1))), jnp.ones(3))
     with pytest.raises(TypeError, match="int32"):
-        spread_loss(Spread(jnp.ones(3), jnp.ones(3, int)), jnp.ones(3))
+        spread_loss(Spread(jnp.ones(3), jnp.ones(3, jnp.int32)), jnp.ones(3))
 
 
 def test_closed_forms_given_by_the_user_are_what_is_differentiated():

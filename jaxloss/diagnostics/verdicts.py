@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxloss.metrics import histogram
 
-__all__ = ["VERDICTS", "Verdict", "judge"]
+__all__ = ["FAR", "NORMAL_SCALE", "VERDICTS", "Verdict", "judge"]
 
 VERDICTS = ("bias", "skew", "outliers", "heavy_tails", "spread")
 """The questions, in the order in which they are reported."""

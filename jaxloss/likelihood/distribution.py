@@ -20,6 +20,7 @@ from jax import lax
 from jaxloss.contract import (
     REAL,
     Domain,
+    Prediction,
     ShapeError,
     check_settings,
     check_support,
@@ -61,7 +62,7 @@ def family(cls: Family) -> Family:
     return cls
 
 
-class Distribution:
+class Distribution(Prediction):
     """A prediction that is a distribution.
 
     Methods take a value of the distribution's shape, or a scalar, and work elementwise; nothing else is broadcast.

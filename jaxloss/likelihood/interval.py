@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxloss.contract import OPEN_UNIT, ShapeError, is_host_value
+from jaxloss.contract import OPEN_UNIT, Prediction, ShapeError, is_host_value
 from jaxloss.lift import pointwise
 from jaxloss.likelihood.distribution import family
 from jaxloss.numerics import kink
@@ -19,7 +19,7 @@ Array = jax.Array
 
 
 @family
-class Interval:
+class Interval(Prediction):
     """A prediction that the target lies between `lower` and `upper`, both of its shape and in its units; a pytree.
 
     >>> Interval.from_raw(jnp.array([1.0, 0.0])).upper > 1

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxloss.metrics.histogram import BINS, bin_of
-from jaxloss.metrics.moments import FOURTHS, PRODUCTS, THIRDS, VARIABLES, Moments, central
+from jaxloss.metrics.moments import PRODUCTS, VARIABLES, Moments, center_moments
 from jaxloss.metrics.worst import Worst, keep, no_rows
 from jaxloss.numerics.sums import Compensated, add, exact, whole
 
@@ -20,8 +20,9 @@ SUMS = ("count", "nonfinite", "weight", "weight_square", "positive", "negative",
 """N, entries that are not finite, Σw, Σw², Σw over r > 0 and over r < 0, Σwr, Σw|r|, Σwr²."""
 
 LANES, STEP, STEPS = 2**13, 2**15, 64
-"""Sums run in vectors of LANES, which stay in the cache: STEP entries at a time, STEPS times; then they are added up.
-Each float thus adds no more than a few hundred terms, and a sum of any 2²¹ entries is right to a few units of 1e-7."""
+"""A sum runs in LANES partial sums, a vector that stays in the cache. A step adds STEP entries to them, a block is of
+up to STEPS steps, and what a block adds up to is kept as a pair of floats. So no float adds more than a few hundred
+terms, and the sum of any 2²¹ entries is right to a few units of 1e-7."""
 
 SAMPLE = 512
 """How many entries of a block tell where its values lie."""
@@ -218,8 +219,6 @@ def _terms(part: Entries, centre: dict[str, jax.Array], masked: bool, moments: b
         gaps = {name: value - centre[name] for name, value in values.items()}
         terms += [gaps[name] for name in VARIABLES]
         terms += [gaps[x] * gaps[y] for x, y in PRODUCTS]
-        terms += [gaps[x] * (gaps[y] * gaps[z]) for x, y, z in THIRDS]
-        terms += [jnp.square(gaps[x] * gaps[x]) for x in FOURTHS]
     if masked:
         weights = jnp.where(present, 1 if part.weights is None else part.weights, 0).astype(dtype)
         lost = ~part.finite if part.where is None else ~part.finite & part.where
@@ -231,7 +230,7 @@ def _terms(part: Entries, centre: dict[str, jax.Array], masked: bool, moments: b
 def _piece(sums: jax.Array, largest: jax.Array, centre: dict[str, jax.Array], moments: bool) -> Piece:
     """From sums about a centre to moments about the mean."""
     weight = sums[SUMS.index("weight")]
-    about = central(sums[len(SUMS) :], weight, centre) if moments else None
+    about = center_moments(sums[len(SUMS) :], weight, centre) if moments else None
     return Piece(exact(sums[: len(SUMS)]), largest, about)
 
 

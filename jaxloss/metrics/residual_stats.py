@@ -1,8 +1,8 @@
 """Statistics of residuals in one pass over any stream, that merge exactly however the stream was split.
 
 Every sum is a pair of floats, an unevaluated high + low, so that 10⁸ rows in float32 lose nothing: counts are exact to
-2⁴⁶, and weights do not stall at 2²⁴. Moments are sums of powers of deviations from the mean, merged by the mean's shift
-(Chan, Golub and LeVeque 1983; Pébay, SAND2008-6212), never Σy² − nȳ²; an offset of 10⁶ costs no digits.
+2⁴⁶, and weights do not stall at 2²⁴. Moments are sums of products of deviations from the mean, merged by the mean's
+shift (Chan, Golub and LeVeque 1983), never Σy² − nȳ²; an offset of 10⁶ costs no digits.
 """
 
 from __future__ import annotations
@@ -13,18 +13,24 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+import numpy as np
 
 from jaxloss.contract import ShapeError, prepare
-from jaxloss.metrics import moments as moment_sums
+from jaxloss.metrics import histogram as bins
 from jaxloss.metrics import worst as worst_rows
-from jaxloss.metrics.moments import VARIABLES, Moments
+from jaxloss.metrics.moments import PRODUCTS, VARIABLES, Moments, combine_moments
 from jaxloss.metrics.one_pass import SUMS, Entries, Piece, one_pass
-from jaxloss.metrics.summary import summarize
 from jaxloss.metrics.worst import Worst
+from jaxloss.numerics.shards import gather_shards
 from jaxloss.numerics.sums import Compensated, total
 
 __all__ = ["ResidualStats"]
+
+QUANTILES = (0.01, 0.05, 0.125, 0.25, 0.5, 0.75, 0.875, 0.95, 0.99)
+"""Levels of the quantiles of the residual in a summary; the eighths are those of octile skew."""
+
+TOP = 0.01
+"""The share of the weight whose part of the squared error is reported."""
 
 
 class ResidualStats(NamedTuple):
@@ -72,7 +78,7 @@ class ResidualStats(NamedTuple):
 
         An entry that is not masked but has a prediction, target or weight that is not finite, or a residual that
         overflows, is counted as `nonfinite`, listed first among the worst rows, and enters no other statistic.
-        In float32, residuals from 1e-9 to 1e9 have fourth moments, and from 1e-18 to 1e18 squares.
+        In float32, residuals from 1e-18 to 1e18 have squares.
         """
         target, weights, shape = prepare("ResidualStats.of", pred, target, weights, where)
         if per_output and not shape:
@@ -111,13 +117,7 @@ class ResidualStats(NamedTuple):
 
     def all_merge(self, axis_name: Any) -> ResidualStats:
         """Join the statistics of all shards of a mesh axis, inside `shard_map` or `vmap`: the same on each of them."""
-        here, number = lax.axis_index(axis_name), lax.axis_size(axis_name)
-
-        def spread(leaf: jax.Array) -> jax.Array:
-            mine = (jnp.arange(number) == here).reshape((number,) + (1,) * leaf.ndim)
-            return jnp.where(mine, leaf[None], jnp.zeros_like(leaf[None]))
-
-        return _combine(lax.psum(jax.tree.map(spread, self), axis_name))
+        return _combine(gather_shards(self, axis_name))
 
     def total(self, name: str) -> Any:
         """One of the sums in SUMS."""
@@ -127,9 +127,13 @@ class ResidualStats(NamedTuple):
         """The weighted mean of one of VARIABLES."""
         return self._moments.means.value[..., VARIABLES.index(name)]
 
-    def moment(self, *names: str) -> Any:
-        """Sum of products of deviations from the mean of two, three or four variables, as far as it is kept."""
-        return moment_sums.moment(self._moments, *names)
+    def moment(self, first: str, second: str) -> Any:
+        """Sum of products of deviations from the mean of two variables, in any order, if it is in PRODUCTS."""
+        pairs = [set(pair) for pair in PRODUCTS]
+        if {first, second} not in pairs:
+            known = ", ".join("·".join(pair) for pair in PRODUCTS)
+            raise ValueError(f"ResidualStats: the moment of {first}·{second} is not kept; these are: {known}")
+        return self._moments.products.value[..., pairs.index({first, second})]
 
     @property
     def _moments(self) -> Moments:
@@ -143,7 +147,26 @@ class ResidualStats(NamedTuple):
         While there are entries that are not finite every metric is NaN, as `rmse(pred, target)` is; with `finite_only`
         they describe the finite ones, and `nonfinite` tells how many there are beside. NaN too over nothing.
         """
-        return summarize(self, finite_only)
+        count, nonfinite, weight = self.total("count"), self.total("nonfinite"), self.total("weight")
+        known = weight > 0 if finite_only else (weight > 0) & (nonfinite == 0)
+        result = {"n": _plain(count.astype(np.int64)), "weight": _plain(weight)}
+        result |= {"nonfinite": _plain(nonfinite.astype(np.int64))}
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+            figures = _errors(self, weight)
+            if self.moments is not None:
+                figures |= _moments(self, weight)
+            if self.histogram is not None:
+                figures |= _shape(self.histogram.value)
+            expand = {"quantiles": known[..., None]}
+            result |= {name: _plain(np.where(expand.get(name, known), x, np.nan)) for name, x in figures.items()}
+            if self.histogram is not None:
+                result["quantile_levels"] = np.array(QUANTILES)
+            if self.worst is not None:
+                worst = {f"worst_{name}": np.asarray(values) for name, values in self.worst._asdict().items()}
+                worst["worst_residual"] = worst["worst_pred"] - worst["worst_target"]
+                del worst["worst_size"]
+                result |= worst
+        return result
 
 
 @functools.partial(jax.jit, static_argnames=("per_output", "moments", "histogram", "worst"))
@@ -185,7 +208,7 @@ def _combine(stats: ResidualStats) -> ResidualStats:
     moments, histogram, worst = stats.moments, stats.histogram, stats.worst
     if moments is not None:
         weight = stats.sums.high[..., SUMS.index("weight")] + stats.sums.low[..., SUMS.index("weight")]
-        moments = moment_sums.combine(moments, weight)
+        moments = combine_moments(moments, weight)
     if worst is not None:
         joined = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, -2).reshape((*leaf.shape[1:-1], -1)), worst)
         worst = worst_rows.first(joined, worst.size.shape[-1])
@@ -196,3 +219,61 @@ def _combine(stats: ResidualStats) -> ResidualStats:
         None if histogram is None else total(histogram),
         worst,
     )
+
+
+def _plain(value: np.ndarray) -> Any:
+    """A Python number for a pooled statistic."""
+    return value.item() if np.ndim(value) == 0 else value
+
+
+def _errors(stats: ResidualStats, weight: np.ndarray) -> dict[str, Any]:
+    mse, mae = stats.total("square") / weight, stats.total("absolute") / weight
+    rmse = np.sqrt(mse)
+    positive, negative = stats.total("positive"), stats.total("negative")
+    return {
+        "effective_n": weight * weight / stats.total("weight_square"),
+        "mse": mse,
+        "rmse": rmse,
+        "mae": mae,
+        "bias": stats.total("residual") / weight,
+        "max_error": np.asarray(stats.largest, np.float64),
+        "rmse_over_mae": rmse / mae,
+        "sign_imbalance": (positive - negative) / weight,
+    }
+
+
+def _moments(stats: ResidualStats, weight: np.ndarray) -> dict[str, Any]:
+    residual, target, pred, absolute = (stats.moment(name, name) for name in ("residual", "target", "pred", "absolute"))
+    return {
+        "bias": stats.mean("residual"),
+        "r2": _against(stats.total("square"), target),
+        "explained_variance": _against(residual, target),
+        "pearson": _correlation(stats.moment("pred", "target"), pred, target),
+        "residual_sd": np.sqrt(residual / weight),
+        "target_mean": stats.mean("target"),
+        "target_sd": np.sqrt(target / weight),
+        "pred_mean": stats.mean("pred"),
+        "pred_sd": np.sqrt(pred / weight),
+        "residual_by_pred": _correlation(stats.moment("pred", "residual"), pred, residual),
+        "absolute_by_pred": _correlation(stats.moment("pred", "absolute"), pred, absolute),
+    }
+
+
+def _shape(weights: np.ndarray) -> dict[str, Any]:
+    quantiles = bins.quantile(weights, QUANTILES)
+    low, median, high = (quantiles[..., QUANTILES.index(level)] for level in (0.125, 0.5, 0.875))
+    return {
+        "median_absolute_error": bins.quantile(weights, [0.5], absolute=True)[..., 0],
+        "octile_skew": ((high - median) - (median - low)) / (high - low),
+        "top_share": bins.top_share(weights, TOP),
+        "quantiles": quantiles,
+    }
+
+
+def _against(error: np.ndarray, spread: np.ndarray) -> np.ndarray:
+    """1 − error/spread; over a spread of 0 it is 1 for no error, else 0."""
+    return np.where(spread == 0, np.where(error == 0, 1.0, 0.0), 1 - error / spread)
+
+
+def _correlation(product: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    return np.clip(product / (np.sqrt(left) * np.sqrt(right)), -1, 1)

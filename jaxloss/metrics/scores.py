@@ -17,7 +17,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxloss.contract import NONNEGATIVE, check_loss, check_settings, loss_name, prepare, to_dtype, unbound
+from jaxloss.contract import (
+    NONNEGATIVE,
+    PointwiseLoss,
+    check_loss,
+    check_settings,
+    loss_name,
+    prepare,
+    to_dtype,
+    unbound,
+)
 from jaxloss.metrics.group import Group, pooled
 from jaxloss.numerics import kink
 from jaxloss.reduce import Axis, check_reduction, hide, total_weight
@@ -178,9 +187,9 @@ def d2(loss: Any) -> Callable[..., jax.Array]:
     check_loss(loss)
     function, settings = unbound(loss)
     name = f"d2({loss_name(loss)})"
-    lifted = getattr(function, "lifted", None)
-    if lifted is None or lifted.event_ndim:
+    if not isinstance(function, PointwiseLoss) or function.lifted.event_ndim:
         raise TypeError(f"{name}: needs a loss of one prediction and one target made by jaxloss.pointwise")
+    lifted = function.lifted
     settings = {**lifted.defaults, **settings}
     constant = _best_constant(name, lifted.traits, settings)
 

@@ -14,7 +14,19 @@ from jaxloss.likelihood.calibration import coverage as coverage_of
 from jaxloss.likelihood.calibration import pit
 from jaxloss.likelihood.distribution import Distribution
 from jaxloss.likelihood.interval import Interval
-from jaxloss.plots.canvas import BLACK, BLUE, GRAY, ORANGE, SKY, annotated, corner, empty, in_unit, new_axes, title
+from jaxloss.plots.canvas import (
+    BLACK,
+    BLUE,
+    GRAY,
+    ORANGE,
+    SKY,
+    annotate,
+    in_unit,
+    leave_empty,
+    new_axes,
+    set_title,
+    write_in_corner,
+)
 from jaxloss.plots.entries import not_finite, present_entries
 
 __all__ = ["intervals", "pit_histogram", "reliability"]
@@ -38,13 +50,13 @@ def reliability(
     >>> axes.get_xlabel()
     'level of the interval'
     """
-    shape = _checked("reliability", dist, target, weights, where)
+    shape = prepare("reliability", dist, target, weights, where)[2]
     each, missing = _drawn("reliability", shape, weights, where, pit(dist, target), target)
     axes = new_axes(axes)
-    title(axes, "Coverage of central intervals")
+    set_title(axes, "Coverage of central intervals")
     axes.set(xlabel="level of the interval", ylabel="share of targets inside")
     if not each.any():
-        empty(axes)
+        leave_empty(axes)
     else:
         levels = np.array(LEVELS)
         shares = np.asarray(coverage_of(dist, target, levels, weights=each, where=each > 0), np.float64)
@@ -54,9 +66,11 @@ def reliability(
         axes.plot(levels, shares, color=BLUE, linewidth=2)
         axes.set(xlim=(0, 1), ylim=(0, 1.01))
         worst = int(np.argmax(np.abs(shares - levels)))
-        corner(axes, f"widest gap: the {100 * levels[worst]:.0f} % interval\nholds {100 * shares[worst]:.1f} %")
-        corner(axes, "below the line: too narrow", right=True, top=False, color=GRAY)
-    return annotated(axes, [missing])
+        write_in_corner(
+            axes, f"widest gap: the {100 * levels[worst]:.0f} % interval\nholds {100 * shares[worst]:.1f} %"
+        )
+        write_in_corner(axes, "below the line: too narrow", right=True, top=False, color=GRAY)
+    return annotate(axes, [missing])
 
 
 def pit_histogram(
@@ -80,14 +94,14 @@ def pit_histogram(
     """
     if isinstance(bins, bool) or not isinstance(bins, int) or bins < 1:
         raise ValueError(f"pit_histogram: bins must be a whole number of at least 1, got {bins!r}")
-    shape = _checked("pit_histogram", dist, target, weights, where)
+    shape = prepare("pit_histogram", dist, target, weights, where)[2]
     values = np.asarray(pit(dist, target, key=jax.random.key(seed) if dist.discrete else None), np.float64)
     each, missing = _drawn("pit_histogram", shape, weights, where, values, target)
     axes = new_axes(axes)
-    title(axes, "Probability integral transform")
+    set_title(axes, "Probability integral transform")
     axes.set(xlabel="F(target)", ylabel="density")
     if not each.any():
-        empty(axes)
+        leave_empty(axes)
     else:
         counts, edges = np.histogram(values[each > 0], bins, (0, 1), weights=each[each > 0])
         error = 1.96 * np.sqrt((bins - 1) * _inverse_size(each))
@@ -95,7 +109,7 @@ def pit_histogram(
         axes.axhspan(max(1 - error, 0), 1 + error, color=BLACK, alpha=0.15, linewidth=0, zorder=2)
         axes.axhline(1, color=BLACK, linewidth=1, zorder=2)
         axes.set(xlim=(0, 1), ylim=(0, None))
-    return annotated(axes, [f"randomised, seed {seed}" * dist.discrete, missing])
+    return annotate(axes, [f"randomised, seed {seed}" * dist.discrete, missing])
 
 
 def intervals(
@@ -124,7 +138,7 @@ def intervals(
     check_settings("intervals", {"coverage": coverage}, {"coverage": None}, {"coverage": OPEN_UNIT})
     if not isinstance(pred, Distribution | Interval):
         raise TypeError(f"intervals: pred must be a distribution or an Interval, got {type(pred).__name__}")
-    shape = _checked("intervals", pred, target, weights, where)
+    shape = prepare("intervals", pred, target, weights, where)[2]
     if x is not None and np.shape(x) != shape:
         raise ShapeError(f"intervals: x has shape {np.shape(x)} and target has shape {shape}; they must be equal")
     numbered = x is None
@@ -134,11 +148,11 @@ def intervals(
     lower, upper, x, target = (np.asarray(values, np.float64) for values in (*ends, x, target))
     each, missing = _drawn("intervals", shape, weights, where, lower, upper, x, target)
     axes = new_axes(axes)
-    title(axes, "Prediction intervals")
+    set_title(axes, "Prediction intervals")
     axes.set(xlabel="row" if numbered else "x", ylabel=in_unit("target", unit))
     if not each.any():
-        empty(axes)
-        return annotated(axes, [missing])
+        leave_empty(axes)
+        return annotate(axes, [missing])
     lower, upper, x, target, weight = (values[each > 0] for values in (lower, upper, x, target, each))
     inside = (target >= lower) & (target <= upper)
     rows, note = np.arange(target.size), ""
@@ -153,13 +167,8 @@ def intervals(
         axes.scatter(x[part], target[part], s=size, color=color, linewidths=0, zorder=3)
     kind = "interval" if isinstance(pred, Interval) else f"{100 * coverage:.4g} % interval"
     share = 100 * np.average(inside, weights=weight)
-    title(axes, f"{share:.1f} % of targets are in their {kind}")
-    return annotated(axes, [note, missing])
-
-
-def _checked(name: str, pred: Any, target: Any, weights: Any, where: Any) -> tuple[int, ...]:
-    """The shape of the entries, after the checks of a loss."""
-    return prepare(name, pred, target, weights, where)[2]
+    set_title(axes, f"{share:.1f} % of targets are in their {kind}")
+    return annotate(axes, [note, missing])
 
 
 def _drawn(name: str, shape: Any, weights: Any, where: Any, *values: Any) -> tuple[np.ndarray, str]:

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from jaxloss.contract import POSITIVE, check_settings, loss_name, require_function
+from jaxloss.contract import POSITIVE, check_settings, loss_name, require_function, unbound
 from jaxloss.lift import irls_weight, slope, traits
-from jaxloss.plots.canvas import AMBER, BLACK, BLUE, GRAY, GREEN, ORANGE, PURPLE, SKY, legend, new_axes, title
+from jaxloss.plots.canvas import AMBER, BLACK, BLUE, GRAY, GREEN, ORANGE, PURPLE, SKY, add_legend, new_axes, set_title
 
 __all__ = ["loss_curves"]
 
@@ -63,9 +63,9 @@ def loss_curves(
     axes.axvline(0, color=GRAY, linewidth=0.6, zorder=0)
     axes.set(xlabel="predicted − actual" if target == 0 else f"predicted − actual, for an actual of {target:g}")
     if 1 < len(named) <= 8:
-        legend(axes)
+        add_legend(axes)
     alone = f" of {next(iter(named))}" if len(named) == 1 else ""
-    title(axes, KINDS[kind] + alone)
+    set_title(axes, KINDS[kind] + alone)
     return axes
 
 
@@ -85,5 +85,5 @@ def _values(loss: Any, kind: str, pred: Any, target: Any) -> Any:
 
 def _label(loss: Any) -> str:
     """The loss with the settings bound to it."""
-    settings = [f"{name}={value:g}" for name, value in getattr(loss, "keywords", {}).items() if np.ndim(value) == 0]
+    settings = [f"{name}={value:g}" for name, value in unbound(loss)[1].items() if np.ndim(value) == 0]
     return loss_name(loss) + (f"({', '.join(settings)})" if settings else "")

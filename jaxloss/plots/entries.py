@@ -39,7 +39,7 @@ class Entries:
     pred: Array
     target: Array
     residual: Array
-    weights: Array | None
+    weights: Array
     nonfinite: int
     """How many entries were left out because they are not finite."""
 
@@ -55,13 +55,17 @@ class Entries:
     @property
     def effective(self) -> float:
         """Kish's effective number of entries, (Σw)²/Σw²."""
-        weights = self.weights
-        return float(self.size if weights is None else weights.sum() ** 2 / np.square(weights).sum())
+        return float(self.weights.sum() ** 2 / np.square(self.weights).sum())
+
+    @property
+    def weighted(self) -> bool:
+        """Whether some entry has another weight than 1."""
+        return bool(np.any(self.weights != 1))
 
     def ascending(self, key: Array) -> tuple[Array, Array]:
-        """The residuals in the order of the key, and their weights, which are 1 if none were given."""
+        """The residuals in the order of the key, and their weights."""
         order = np.argsort(key, kind="stable")
-        return self.residual[order], np.ones(self.size) if self.weights is None else self.weights[order]
+        return self.residual[order], self.weights[order]
 
     def sample(self, seed: int) -> tuple[Array, str]:
         """Which entries a scatter shows, in order, and the note about it: a seeded sample and the worst of all."""
@@ -90,8 +94,8 @@ def entries_of(name: str, pred: Any, target: Any, weights: Any, where: Any) -> E
     present, weights = present_entries(name, shape, weights, where)
     finite &= np.isfinite(weights)
     drawn = present & finite
-    given = None if np.all(weights[drawn] == 1) else weights[drawn]
-    return Entries(pred[drawn], target[drawn], residual[drawn], given, int((present & ~finite).sum()))
+    lost = int((present & ~finite).sum())
+    return Entries(pred[drawn], target[drawn], residual[drawn], weights[drawn], lost)
 
 
 def not_finite(number: int) -> str:
@@ -108,9 +112,10 @@ def present_entries(name: str, shape: tuple[int, ...], weights: Any, where: Any)
     return present, each
 
 
-def quantiles(values: Array, levels: Any, weights: Array | None) -> Array:
+def quantiles(values: Array, levels: Any, weights: Array) -> Array:
     """The least values with the given shares of the weight at or below them."""
-    return np.quantile(values, levels, weights=weights, method="inverted_cdf")
+    unequal = None if np.all(weights == weights[:1]) else weights  # by which quantiles take a sort
+    return np.quantile(values, levels, weights=unequal, method="inverted_cdf")
 
 
 def running_quantiles(entries: Entries, levels: tuple[float, ...]) -> tuple[Array, Array]:
@@ -130,7 +135,7 @@ def running_quantiles(entries: Entries, levels: tuple[float, ...]) -> tuple[Arra
     centres, bands = [], []
     for group in np.split(order, cuts):
         if group.size:
-            weights = None if entries.weights is None else entries.weights[group]
+            weights = entries.weights[group]
             centres.append(quantiles(entries.pred[group], 0.5, weights))
             bands.append(quantiles(entries.residual[group], levels, weights))
     return np.array(centres), np.array(bands)

@@ -74,13 +74,13 @@ def _output(part: Any, index: int, shape: tuple[int, ...]) -> Any:
 def _single(entries: Entries, unit: str | None, seed: int, title: str) -> Figure:
     figure = Figure(figsize=(12.6, 7.6), layout="constrained")
     (actual, against, table), (histogram, qq, share) = (map(new_axes, row) for row in figure.subplots(2, 3))
-    notes = residuals.draw_actual(actual, entries, unit, seed)
-    notes += residuals.draw_residuals(against, entries, unit, seed)
-    notes += residuals.draw_histogram(histogram, entries, unit)
-    notes += residuals.draw_qq(qq, entries, unit)
+    notes = residuals.draw_actual(actual, entries, unit=unit, seed=seed)
+    notes += residuals.draw_residuals(against, entries, unit=unit, seed=seed)
+    notes += residuals.draw_histogram(histogram, entries, unit=unit)
+    notes += residuals.draw_qq(qq, entries, unit=unit)
     notes += residuals.draw_share(share, entries)
     _table(table, entries, unit)
-    return _captioned(figure, title, notes)
+    return _caption(figure, title, notes)
 
 
 def _several(outputs: list[Entries], units: list[Any], names: list[str], seed: int, title: str) -> Figure:
@@ -88,18 +88,18 @@ def _several(outputs: list[Entries], units: list[Any], names: list[str], seed: i
     told: list[list[str]] = []
     for row, entries, unit, name in zip(figure.subplots(len(outputs), 4), outputs, units, names, strict=True):
         actual, against, qq, share = map(new_axes, row)
-        notes = residuals.draw_actual(actual, entries, unit, seed)
-        notes += residuals.draw_residuals(against, entries, unit, seed)
-        notes += residuals.draw_qq(qq, entries, unit)
+        notes = residuals.draw_actual(actual, entries, unit=unit, seed=seed)
+        notes += residuals.draw_residuals(against, entries, unit=unit, seed=seed)
+        notes += residuals.draw_qq(qq, entries, unit=unit)
         notes += residuals.draw_share(share, entries)
         told.append(notes)
         actual.set_title(f"{name}: actual against predicted".replace("$", r"\$"), loc="left", fontsize=11)
     common = [note for note in told[0] if all(note in notes for notes in told)]
     own = [f"{name}: {note}" for name, notes in zip(names, told) for note in notes if note and note not in common]
-    return _captioned(figure, title, common + own)
+    return _caption(figure, title, common + own)
 
 
-def _captioned(figure: Figure, title: str, notes: list[str]) -> Figure:
+def _caption(figure: Figure, title: str, notes: list[str]) -> Figure:
     """The title above, and each different note once below."""
     if title:
         figure.suptitle(title.replace("$", r"\$"), fontsize=14)

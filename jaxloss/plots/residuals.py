@@ -1,4 +1,8 @@
-"""Pictures of the residuals pred − target."""
+"""Pictures of the residuals pred − target.
+
+Each is written once, as a function that draws entries and returns its notes, which the panel puts below all; `picture`
+makes of it the function of predictions and targets.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +13,17 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from jaxloss.plots.canvas import BLUE, GRAY, ORANGE, annotated, empty, in_unit, legend, new_axes, title
-from jaxloss.plots.entries import Entries, bin_edges, entries_of, lorenz, quantiles, ranked, running_quantiles
+from jaxloss.plots.canvas import BLUE, GRAY, ORANGE, add_legend, in_unit, leave_empty, set_title
+from jaxloss.plots.entries import Entries, bin_edges, lorenz, quantiles, ranked, running_quantiles
+from jaxloss.plots.picture import picture
 
 __all__ = [
     "actual_against_predicted",
+    "draw_actual",
+    "draw_histogram",
+    "draw_qq",
+    "draw_residuals",
+    "draw_share",
     "residual_histogram",
     "residual_qq",
     "residuals_against_prediction",
@@ -29,16 +39,7 @@ TOP = 0.01
 NORMAL = NormalDist()
 
 
-def residuals_against_prediction(
-    pred: Any,
-    target: Any,
-    *,
-    weights: Any = None,
-    where: Any = None,
-    unit: str | None = None,
-    seed: int = 0,
-    axes: Axes | None = None,
-) -> Axes:
+def draw_residuals(axes: Axes, entries: Entries, *, unit: str | None = None, seed: int = 0) -> list[str]:
     """Residual against prediction, with the running median and the band that holds the middle 80 %.
 
     A median off 0 shows where predictions are too high or too low; a band that widens, noise that grows. Of more than
@@ -48,14 +49,7 @@ def residuals_against_prediction(
     >>> axes.get_ylabel()
     'predicted − actual (kg)'
     """
-    entries = entries_of("residuals_against_prediction", pred, target, weights, where)
-    axes = new_axes(axes)
-    return annotated(axes, draw_residuals(axes, entries, unit, seed))
-
-
-def draw_residuals(axes: Axes, entries: Entries, unit: str | None, seed: int) -> list[str]:
-    """Draw, and tell the notes, as do the other functions of this kind."""
-    title(axes, "Residuals against prediction")
+    set_title(axes, "Residuals against prediction")
     axes.set(xlabel=in_unit("predicted", unit), ylabel=in_unit("predicted − actual", unit))
     if not entries.size:
         return _nothing(axes, entries)
@@ -66,20 +60,14 @@ def draw_residuals(axes: Axes, entries: Entries, unit: str | None, seed: int) ->
     if len(centres) > 1:
         axes.plot(centres, band[:, 1], color=ORANGE, linewidth=2, label="running median")
         axes.plot(centres, band[:, ::2], "--", color=ORANGE, linewidth=1.2, label=("middle 80 %", "_"))
-        legend(axes)
+        add_legend(axes)
     return [note, _weighted(entries), entries.left_out]
 
 
-def actual_against_predicted(
-    pred: Any,
-    target: Any,
-    *,
-    weights: Any = None,
-    where: Any = None,
-    unit: str | None = None,
-    seed: int = 0,
-    axes: Axes | None = None,
-) -> Axes:
+residuals_against_prediction = picture("residuals_against_prediction", draw_residuals)
+
+
+def draw_actual(axes: Axes, entries: Entries, *, unit: str | None = None, seed: int = 0) -> list[str]:
     """Target against prediction; a perfect prediction is on the diagonal. Points as `residuals_against_prediction`.
 
     Predictions are across: at each of them the mean target should be on the diagonal; not so at each target.
@@ -88,14 +76,7 @@ def actual_against_predicted(
     >>> axes.get_xlabel(), axes.get_ylabel()
     ('predicted', 'actual')
     """
-    entries = entries_of("actual_against_predicted", pred, target, weights, where)
-    axes = new_axes(axes)
-    return annotated(axes, draw_actual(axes, entries, unit, seed))
-
-
-def draw_actual(axes: Axes, entries: Entries, unit: str | None, seed: int) -> list[str]:
-    """Points and the diagonal."""
-    title(axes, "Actual against predicted")
+    set_title(axes, "Actual against predicted")
     axes.set(xlabel=in_unit("predicted", unit), ylabel=in_unit("actual", unit))
     if not entries.size:
         return _nothing(axes, entries)
@@ -108,15 +89,10 @@ def draw_actual(axes: Axes, entries: Entries, unit: str | None, seed: int) -> li
     return [note, _weighted(entries), entries.left_out]
 
 
-def residual_histogram(
-    pred: Any,
-    target: Any,
-    *,
-    weights: Any = None,
-    where: Any = None,
-    unit: str | None = None,
-    axes: Axes | None = None,
-) -> Axes:
+actual_against_predicted = picture("actual_against_predicted", draw_actual)
+
+
+def draw_histogram(axes: Axes, entries: Entries, *, unit: str | None = None) -> list[str]:
     """Histogram of the residuals (by weight), and the normal density with their mean and standard deviation.
 
     A peak above the normal with longer tails means outliers; a lean, skewed errors. The axis ends 6 robust standard
@@ -126,14 +102,7 @@ def residual_histogram(
     >>> axes.get_xlabel()
     'predicted − actual'
     """
-    entries = entries_of("residual_histogram", pred, target, weights, where)
-    axes = new_axes(axes)
-    return annotated(axes, draw_histogram(axes, entries, unit))
-
-
-def draw_histogram(axes: Axes, entries: Entries, unit: str | None) -> list[str]:
-    """Bars and the normal density."""
-    title(axes, "Distribution of residuals")
+    set_title(axes, "Distribution of residuals")
     axes.set(xlabel=in_unit("predicted − actual", unit), ylabel="density", yticks=[])
     if not entries.size:
         return _nothing(axes, entries)
@@ -141,8 +110,7 @@ def draw_histogram(axes: Axes, entries: Entries, unit: str | None) -> list[str]:
     edges = bin_edges(entries)
     inside = (residual >= edges[0]) & (residual <= edges[-1])
     counts, _ = np.histogram(residual, edges, weights=weights)
-    total = entries.size if weights is None else weights.sum()
-    axes.stairs(counts / total / np.diff(edges), edges, fill=True, color=BLUE, alpha=0.55, label="residuals")
+    axes.stairs(counts / weights.sum() / np.diff(edges), edges, fill=True, color=BLUE, alpha=0.55, label="residuals")
     mean = entries.mean(residual)
     spread = np.sqrt(entries.mean(np.square(residual - mean)))
     if spread > 0:
@@ -150,22 +118,17 @@ def draw_histogram(axes: Axes, entries: Entries, unit: str | None) -> list[str]:
         normal = NormalDist(mean, spread)
         label = "normal of same\nmean and sd"
         axes.plot(grid, [normal.pdf(value) for value in grid], color=ORANGE, linewidth=1.8, label=label)
-        legend(axes)
+        add_legend(axes)
     axes.axvline(0, color=GRAY, linewidth=0.8)
     beyond = int(entries.size - inside.sum())
     told = f"{beyond:,} of {entries.size:,} residuals are beyond the histogram's ends" if beyond else ""
     return [told, entries.left_out]
 
 
-def residual_qq(
-    pred: Any,
-    target: Any,
-    *,
-    weights: Any = None,
-    where: Any = None,
-    unit: str | None = None,
-    axes: Axes | None = None,
-) -> Axes:
+residual_histogram = picture("residual_histogram", draw_histogram)
+
+
+def draw_qq(axes: Axes, entries: Entries, *, unit: str | None = None) -> list[str]:
     """Sorted residuals against normal quantiles at (i − ½)/n, by weight; normal residuals lie on the line.
 
     The line goes through the quartiles, which outliers do not move; the band holds 95 % of normal samples at each point
@@ -176,14 +139,7 @@ def residual_qq(
     >>> axes.get_xlabel()
     'normal quantile (sd)'
     """
-    entries = entries_of("residual_qq", pred, target, weights, where)
-    axes = new_axes(axes)
-    return annotated(axes, draw_qq(axes, entries, unit))
-
-
-def draw_qq(axes: Axes, entries: Entries, unit: str | None) -> list[str]:
-    """Points, the line through the quartiles and its band."""
-    title(axes, "Q–Q: are residuals normal?")
+    set_title(axes, "Q–Q: are residuals normal?")
     axes.set(xlabel="normal quantile (sd)", ylabel=in_unit("predicted − actual", unit))
     if not entries.size:
         return _nothing(axes, entries)
@@ -202,6 +158,9 @@ def draw_qq(axes: Axes, entries: Entries, unit: str | None) -> list[str]:
     return [entries.left_out]
 
 
+residual_qq = picture("residual_qq", draw_qq)
+
+
 def _thinned(levels: np.ndarray, ends: int = 50, between: int = 500) -> np.ndarray:
     """All indices, or of many those at both ends and evenly along the normal quantiles."""
     if len(levels) <= between + 2 * ends:
@@ -212,14 +171,7 @@ def _thinned(levels: np.ndarray, ends: int = 50, between: int = 500) -> np.ndarr
     return np.unique(np.concatenate([np.arange(ends), middle, np.arange(len(levels) - ends, len(levels))]))
 
 
-def squared_error_share(
-    pred: Any,
-    target: Any,
-    *,
-    weights: Any = None,
-    where: Any = None,
-    axes: Axes | None = None,
-) -> Axes:
+def draw_share(axes: Axes, entries: Entries) -> list[str]:
     """The share of the squared error that the worst entries carry (a Lorenz curve, from the largest error down).
 
     Normal errors follow the grey curve: of them the worst 1 % carry 8.5 %. Far above it, a few rows decide what squared
@@ -229,20 +181,13 @@ def squared_error_share(
     >>> axes.get_xscale()
     'log'
     """
-    entries = entries_of("squared_error_share", pred, target, weights, where)
-    axes = new_axes(axes)
-    return annotated(axes, draw_share(axes, entries))
-
-
-def draw_share(axes: Axes, entries: Entries) -> list[str]:
-    """The curve, that of normal errors, and the share of the worst 1 %, or of the worst entry if that is more."""
-    title(axes, "Share of squared error")
+    set_title(axes, "Share of squared error")
     axes.set(xlabel="worst entries, share of all", ylabel="share of squared error")
     if not entries.size:
         return _nothing(axes, entries)
     worst, carried = lorenz(entries)
     if carried[-1] == 0:
-        empty(axes, "every error is 0")
+        leave_empty(axes, "every error is 0")
         return [entries.left_out]
     top = max(TOP, worst[1])
     first = max(min(top / 10, worst[1]), top / 100)
@@ -251,14 +196,17 @@ def draw_share(axes: Axes, entries: Entries) -> list[str]:
     axes.plot(grid, [_normal_share(value) for value in grid], color=GRAY, linewidth=1.2, label="normal errors")
     axes.plot(grid, np.interp(grid, worst, carried), color=BLUE, linewidth=2, label="these errors")
     axes.plot(top, share, "o", color=ORANGE, markersize=7)
-    title(axes, f"The worst {100 * top:.3g} % carry {100 * share:.3g} %")
+    set_title(axes, f"The worst {100 * top:.3g} % carry {100 * share:.3g} %")
     axes.set(xscale="log", xlim=(first, 1), ylim=(0, 1.02))
     percent = FuncFormatter(lambda value, _: f"{100 * value:.3g} %")
     axes.xaxis.set_major_formatter(percent)
     axes.xaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(percent)
-    legend(axes)
+    add_legend(axes)
     return [entries.left_out]
+
+
+squared_error_share = picture("squared_error_share", draw_share)
 
 
 def _normal_share(top: float) -> float:
@@ -271,15 +219,15 @@ def _scatter(axes: Axes, x: np.ndarray, y: np.ndarray, entries: Entries, rows: n
     """Points that stay legible whether they are 20 or 20,000; their area grows with the weight."""
     alpha = float(np.clip(15 / np.sqrt(len(rows)), 0.15, 0.7))
     area: Any = float(np.clip(600 / np.sqrt(len(rows)), 5, 30))
-    if entries.weights is not None:
+    if entries.weighted:
         area = np.clip(area * entries.weights[rows] / entries.weights.mean(), 0.5, 12 * area)
     axes.scatter(x, y, s=area, color=BLUE, alpha=alpha, linewidths=0, rasterized=True)
 
 
 def _weighted(entries: Entries) -> str:
-    return "" if entries.weights is None else "area of a point: its weight"
+    return "area of a point: its weight" if entries.weighted else ""
 
 
 def _nothing(axes: Axes, entries: Entries) -> list[str]:
-    empty(axes)
+    leave_empty(axes)
     return [entries.left_out or "no entries"]

@@ -122,9 +122,12 @@ def polish(
         start = jnp.zeros((len(target), number + 1), target.dtype).at[:, -1].set(-target if term.residual else 0)
 
         def more(total: Pair, column: tuple[Pair, Pair]) -> tuple[Pair, None]:
-            left, right = jax.tree.map(lambda part: part[:, None], column[0]), column[1]
-            left, right = ([jnp.broadcast_to(part, total[0].shape) for part in pair] for pair in (left, right))
-            return add(total, multiply(tuple(left), tuple(right))), None
+            (high, low), factor = column
+            shape = total[0].shape
+            entry = jnp.broadcast_to(high[:, None], shape), jnp.broadcast_to(low[:, None], shape)
+            return add(
+                total, multiply(entry, (jnp.broadcast_to(factor[0], shape), jnp.broadcast_to(factor[1], shape)))
+            ), None
 
         product, _ = lax.scan(more, (start, 0 * start), (jax.tree.map(jnp.transpose, columns), factors))
         product = product[0] + product[1]

@@ -157,7 +157,7 @@ def polish(
             0 * gradient,
             sizes,
             state.params[0],
-            value + jnp.sum(unseen * unseen / jnp.where(bend > 0, bend, 1)),
+            value + jnp.sum(unseen * unseen / jnp.where(bend > 0, bend, 1)) / jnp.finfo(target.dtype).eps,
         )
         return state._replace(
             params=add(state.params, (move, 0 * move)),

@@ -111,8 +111,8 @@ def _warn(name: str, fit: LinearFit, full: int) -> None:
         )
     if not np.all(np.asarray(fit.converged)):
         warnings.warn(
-            f"{name}: did not converge in {int(np.max(np.asarray(fit.iterations)))} steps: {fit.coef.dtype} "
-            "cannot tell every parameter's last digits, or there is no minimum; see .converged",
+            f"{name}: did not converge in {int(np.max(np.asarray(fit.iterations)))} steps: there is no minimum, "
+            f"or {fit.coef.dtype} cannot tell the last digits of every parameter; see .converged",
             RuntimeWarning,
             stacklevel=3,
         )

@@ -1,0 +1,116 @@
+"""How each kind of loss is minimised in a basis of the columns: a `Method` a kind.
+
+In comes a design, a well-conditioned basis, with the weights, the targets and the settings of the loss; out goes what
+was `Found`. A new kind of loss is a new method here, and a row of `METHODS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from jaxloss.solve.design import Design, matmul
+from jaxloss.solve.interior_point import Bounded, Dual
+from jaxloss.solve.newton import descend
+from jaxloss.solve.newton_scale import descend_with_scale
+from jaxloss.solve.preprocessing import solve_piecewise_linear
+from jaxloss.solve.stages import stage
+from jaxloss.solve.start import start_of
+from jaxloss.solve.term import Kind, Term, has_dead_zone, kind_of
+
+__all__ = ["METHODS", "Ended", "Found", "Method", "bounds_of"]
+
+Array = jax.Array
+
+
+class Ended(NamedTuple):
+    """What a search tells beside the solution: the objective, and the dual of piecewise-linear losses."""
+
+    scale: Array
+    gap: Array
+    objective: Array
+    dual: Dual | None = None
+
+
+class Found(NamedTuple):
+    """Where a search ended: coordinates in the basis, the steps taken, and whether this is a minimum."""
+
+    phi: Array
+    number: Array
+    good: Array
+    ended: Ended
+
+
+class Method(Protocol):
+    """Minimises Σwℓ + ½φᵀ·penalty·φ over the coordinates φ of a basis."""
+
+    def __call__(
+        self, loss: Any, scaled: bool, design: Design, weights: Array, target: Array, settings: Mapping[str, Array]
+    ) -> Found:
+        """From the rows of the design; scaled: whether the scale of the residuals is estimated with the coordinates."""
+        ...
+
+
+@stage(0, 1)
+def search(
+    loss: Any, scaled: bool, design: Design, weights: Array, target: Array, settings: Mapping[str, Array]
+) -> Found:
+    """The minimum of a smooth loss."""
+    term, minimise = Term(loss, settings), descend_with_scale if scaled else descend
+    phi = start_of(minimise, term, design, target, weights, kind_of(loss))
+    phi, scale, steps, value, good = minimise(term, design, target, weights, phi)
+    return Found(phi, steps, good, Ended(scale, jnp.zeros_like(scale), value))
+
+
+def solve_linear_program(
+    loss: Any, scaled: bool, design: Design, weights: Array, target: Array, settings: Mapping[str, Array]
+) -> Found:
+    """The minimum of a piecewise-linear loss."""
+    eps = float(jnp.finfo(target.dtype).eps)
+    wide, bounded = _as_bounded(loss, design, weights, target, settings)
+    dual = solve_piecewise_linear(wide, bounded, max(2e-11, 4 * eps))
+    return _end_of_program(loss, design, weights, target, settings, dual)
+
+
+@stage(0)
+def _as_bounded(
+    loss: Any, design: Design, weights: Array, target: Array, settings: Mapping[str, Array]
+) -> tuple[Design, Bounded]:
+    """The rows as bounds of dual variables: once, or twice for a loss with two kinks."""
+    bounded = bounds_of(Term(loss, settings), target, weights)
+    copies = len(bounded.target) // len(target)
+    return design._replace(rows=jnp.tile(design.rows, (copies, 1))), bounded
+
+
+@stage(0)
+def _end_of_program(
+    loss: Any, design: Design, weights: Array, target: Array, settings: Mapping[str, Array], dual: Dual
+) -> Found:
+    losses = Term(loss, settings).value(matmul(design.rows, dual.phi), target)
+    value = jnp.sum(jnp.where(weights == 0, 0, weights * losses)) + 0.5 * dual.phi @ design.penalty @ dual.phi
+    good = dual.proved & (dual.gap <= max(1e-10, 64 * float(jnp.finfo(target.dtype).eps)))
+    return Found(dual.phi, dual.number, good, Ended(jnp.ones_like(value), dual.gap, value, dual))
+
+
+def bounds_of(term: Term, target: Array, weights: Array) -> Bounded:
+    """The loss as the largest of y·r over bounds of y: a kink at 0, or one at either end of a dead zone."""
+    zero = jnp.zeros_like(target)
+    far = zero + 1 / jnp.finfo(target.dtype).eps
+    up, down = weights * term.slope(far, zero), -weights * term.slope(-far, zero)
+    if not has_dead_zone(term.loss):
+        return Bounded(target, -down, up)
+    edge = term.width(target)
+    return Bounded(
+        jnp.concatenate([target + edge, target - edge]), jnp.concatenate([zero, -down]), jnp.concatenate([up, zero])
+    )
+
+
+METHODS: dict[Kind, Method] = {
+    Kind.LINEAR: solve_linear_program,
+    Kind.CONVEX: search,
+    Kind.REDESCENDING: search,
+}
+"""Least squares (Kind.QUADRATIC) makes its own basis, in `jaxloss.solve.least_squares`."""

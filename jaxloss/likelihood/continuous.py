@@ -29,7 +29,7 @@ from jaxloss.numerics.gamma import (
 )
 from jaxloss.numerics.partials import ratio, with_partials
 
-__all__ = ["SCALE_FLOOR", "Laplace", "Normal", "StudentT"]
+__all__ = ["SCALE_FLOOR", "Laplace", "Normal", "StudentT", "homogeneous"]
 
 Array = jax.Array
 

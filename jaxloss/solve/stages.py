@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.core import Tracer
 
@@ -43,7 +44,7 @@ def stage(*static: int) -> Callable[[Callable], Callable]:
         def run(*args: Any) -> Any:
             if not is_concrete(args):
                 return function(*args)
-            rows = max((leaf.shape[0] for leaf in jax.tree.leaves(args) if jnp.ndim(leaf)), default=0)
+            rows = max((leaf.shape[0] for leaf in jax.tree.leaves(args) if np.ndim(leaf)), default=0)
             return (quick if rows <= FEW_ROWS else usual)(*args)
 
         return run

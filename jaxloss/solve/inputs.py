@@ -22,11 +22,13 @@ from jaxloss.contract import (
     unbound,
 )
 from jaxloss.lift import traits
-from jaxloss.solve.stages import is_concrete
+from jaxloss.solve.stages import FEW_ROWS, is_concrete
 
 __all__ = ["Rows", "by_column", "checked", "has_columns", "input_of"]
 
 Array = jax.Array
+GRID = (1, 1.25, 1.5, 1.75, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9, 10)
+"""The buckets of each decade."""
 
 
 class Rows(NamedTuple):
@@ -85,34 +87,63 @@ def checked(
             f"{name}: l2 has shape {jnp.shape(l2)}; it must be a number, or one for each of {columns} columns"
         )
     _look(name, given, target, weights, where, l2, known.target)
-    cast = jax.tree.map(lambda value: _cast(value, x.dtype), (target, weights, l2, settings))
-    target, weights, l2, settings = cast
-    settings = {
-        **{key: _cast(value, x.dtype) for key, value in function.lifted.defaults.items() if key not in settings},
-        **settings,
-    }
-    weights = jnp.ones((1,) * len(shape), x.dtype) if weights is None else weights
-    weights = jnp.broadcast_to(
-        weights, (shape[0], *weights.shape[1:]) if weights.ndim else shape[:1] + (1,) * (len(shape) - 1)
+    concrete = is_concrete(x, target, weights, where, l2, settings)
+    # On the host, where every number of rows is a shape that no program has to be compiled for.
+    xp = np if concrete and x.shape[0] <= FEW_ROWS else jnp
+    defaults = {key: value for key, value in function.lifted.defaults.items() if key not in settings}
+    x, target, l2, settings = jax.tree.map(
+        lambda value: xp.asarray(value, x.dtype), (x, target, l2, {**defaults, **settings})
     )
+    weights = xp.ones((1,) * len(shape), x.dtype) if weights is None else xp.asarray(weights, x.dtype)
+    columns_of_weights = weights.shape[1:] if weights.ndim else (1,) * (len(shape) - 1)
+    weights = xp.broadcast_to(weights, (shape[0], *columns_of_weights))
     if where is not None:
-        where = jnp.broadcast_to(where, shape)
-        weights = jnp.where(where, jnp.broadcast_to(weights, shape), 0)
-        target = jnp.where(where, target, jnp.asarray(known.target.inside, x.dtype))
+        where = xp.broadcast_to(where, shape)
+        weights = xp.where(where, weights, xp.zeros((), x.dtype))
+        target = xp.where(where, target, xp.asarray(known.target.inside, x.dtype))
         some = where if where.ndim == 1 else where.any(axis=1)
-        x = jnp.where(some[:, None], x, 0)
+        x = xp.where(some[:, None], x, xp.zeros((), x.dtype))
         for key, value in settings.items():
             if value.ndim == 2:
-                domain = function.lifted.domain.get(key)
-                inside = domain.inside if domain is not None else 1.0
                 mask = where.reshape(shape[0], -1)
                 mask = mask if mask.shape[1] == value.shape[1] else mask.any(axis=1, keepdims=True)
-                settings[key] = jnp.where(mask, value, jnp.asarray(inside, x.dtype))
-    return Rows(x, target, weights, settings, l2)
+                settings[key] = xp.where(mask, value, xp.asarray(_inside(function, key), x.dtype))
+    rows = Rows(x, target, weights, settings, l2)
+    return jax.tree.map(jnp.asarray, _padded(rows, function, known.target.inside)) if concrete else rows
 
 
-def _cast(value: Any, dtype: Any) -> Array:
-    return jnp.asarray(np.asarray(value, dtype) if not isinstance(value, jax.Array) else value.astype(dtype))
+def bucket(rows: int) -> int:
+    """The next number of rows on a coarse grid, so that fits of about as many rows share their programs.
+
+    Powers of two up to 8192, where rows are few and time does not matter; then at most a quarter more.
+    """
+    if rows <= 8192:
+        return max(32, 1 << (rows - 1).bit_length())
+    unit = 10 ** (len(str(rows)) - 1)
+    return next(int(step * unit) for step in GRID if step * unit >= rows)
+
+
+def _padded(rows: Rows, function: Any, inside: float) -> Rows:
+    """The rows, and as many absent ones as bring them to the next bucket."""
+    more = bucket(len(rows.target)) - len(rows.target)
+    if not more:
+        return rows
+
+    def longer(value: Any, filled: float) -> Any:
+        xp = np if isinstance(value, np.ndarray) else jnp
+        return xp.pad(value, [(0, more)] + [(0, 0)] * (value.ndim - 1), constant_values=filled)
+
+    settings = {
+        key: longer(value, _inside(function, key)) if value.ndim == 2 and len(value) > 1 else value
+        for key, value in rows.settings.items()
+    }
+    return Rows(longer(rows.x, 0), longer(rows.target, inside), longer(rows.weights, 0), settings, rows.l2)
+
+
+def _inside(function: Any, setting: str) -> float:
+    """A value of the setting that its domain holds."""
+    domain = function.lifted.domain.get(setting)
+    return 1.0 if domain is None else domain.inside
 
 
 def _columns(name: str, settings: Mapping[str, Any], shape: tuple[int, ...]) -> int:

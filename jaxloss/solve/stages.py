@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 from jax.core import Tracer
 
-__all__ = ["is_concrete", "stage", "unless", "while_loop"]
+__all__ = ["FEW_ROWS", "is_concrete", "stage", "unless", "while_loop"]
 
 FEW_ROWS = 2**14
 """Up to so many rows compiling takes longer than running, and programs are compiled the quick way."""

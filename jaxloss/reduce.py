@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from jaxloss.contract import event_rank, loss_name, require_function, shown, unbound
 
-__all__ = ["LossSum", "loss_sum", "observed"]
+__all__ = ["LossSum", "divide", "loss_rank", "loss_sum", "observed"]
 
 REDUCTIONS = ("mean", "weighted_mean", "sum", "none")
 
@@ -134,6 +134,11 @@ def total_weight(
     return jnp.broadcast_to(where, shape).sum(axes, dtype=dtype if reduced <= 2**24 else jnp.int32).astype(dtype)
 
 
+def loss_rank(loss: Any, pred: Any, target: Any) -> int:
+    """The rank of the elementwise losses: the target's, less the axes that are one value to the loss."""
+    return jnp.ndim(target) - event_rank(getattr(unbound(loss)[0], "event_ndim", 0), pred)
+
+
 def loss_sum(
     loss: Any,
     pred: Any,
@@ -164,7 +169,6 @@ def loss_sum(
         shared = {"weights": weights, "where": where, "axis": axis, "reduction": reduction}
         return function.sums(pred, target, **shared, **bound, **settings)
     total = loss(pred, target, weights=weights, where=where, axis=axis, reduction="sum", **settings)
-    shape = jnp.shape(target)
-    shape = shape[: len(shape) - event_rank(getattr(function, "event_ndim", 0), pred)]
+    shape = jnp.shape(target)[: loss_rank(function, pred, target)]
     axes = check_reduction(name, reduction, axis, len(shape))
     return LossSum(total, total_weight(shape, total.dtype, weights, where, axes, reduction))

@@ -1,19 +1,17 @@
 """`fit_many`: every member as `fit` trains it alone; sweeps, splits, early ends; the ensemble's prediction."""
 
-import textwrap
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from jax.tree_util import Partial
-from support import run_python
+from support import dumping, run_program
 from test_fit import FEATURES, ROWS, data, linear
 
 import jaxloss
-from jaxloss import Mixture, Normal, huber, mse
-from jaxloss.train import Batch, ensemble_predict, fit, fit_many
+from jaxloss import Mixture, Normal, ensemble_predict, huber, mse
+from jaxloss.train import Batch, fit, fit_many
 
 RANDOM = np.random.default_rng(0)
 MEMBERS = 3
@@ -114,34 +112,9 @@ def test_the_ensemble_predicts_a_distribution():
 
 
 @pytest.mark.slow
-def test_members_over_devices_are_the_same():
-    code = textwrap.dedent("""
-        import sys
-        sys.path.insert(0, "tests")
-        import jax
-        jax.config.update("jax_num_cpu_devices", 2)
-        import numpy as np, optax, re
-        from test_many import data, linear, starts
-        from jaxloss import mse
-        from jaxloss.train import fit_many, sources
-        mesh = jax.make_mesh((2,), ("member",))
-        settings = {"loss": mse, "optimizer": optax.adam(0.05), "epochs": 9, "batch_size": 16,
-                    "validation": data(seed=2), "patience": 3}
-        start = starts()
-        real = sources.train
-        def spy(*args, **kwargs):
-            text = real.lower(*args, **kwargs).compile().as_text()
-            print(sorted(set(re.findall("(all-reduce|all-gather|all-to-all|collective-permute)(?:-start)?[(]", text))))
-            return real(*args, **kwargs)
-        sources.train = spy
-        spread = fit_many(linear, start, data(), mesh=mesh, **settings)
-        sources.train = real
-        alone = fit_many(linear, start, data(), **settings)
-        for name in alone.history:
-            np.testing.assert_allclose(spread.history[name], alone.history[name], 1e-6)
-        assert spread.best_epoch.tolist() == alone.best_epoch.tolist()
-    """)
-    assert run_python(code).split() == ["['all-reduce']"]
+def test_members_over_devices_are_the_same(tmp_path):
+    printed = run_program("members_on_devices", tmp_path, JAX_NUM_CPU_DEVICES="2", **dumping(tmp_path))
+    assert printed.split() == ["['all-reduce']"]
 
 
 def test_an_ensemble_of_unequal_members_is_refused_in_one_line():

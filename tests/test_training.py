@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from support import run_python
+from support import run_program
 from test_fit import FEATURES, OPTIMIZER, ROWS, data, linear, start
 
 import jaxloss
 from jaxloss import barron_nll, loss_sum, mse
 from jaxloss.train import Batch, NonFiniteError, TrainState, fit, make_step, penalized, supervised
-from jaxloss.train.data import epoch_orders
+from jaxloss.train.order import draw_orders
 
 SGD = optax.sgd(0.1)
 
@@ -39,7 +39,7 @@ def with_bad_rows(number):
 
 def test_the_guard_skips_counts_and_names_the_first():
     x, target = with_bad_rows(1)
-    order = epoch_orders(0, 0, 1, ROWS)[0, 0]
+    order = draw_orders(0, 0, 1, ROWS)[0, 0]
     where = int(np.flatnonzero(order == 0)[0]) // 10
     with pytest.warns(UserWarning, match=f"3 updates were skipped.*step {where}$"):
         result = fit(broken, start(), (x, target), loss=mse, optimizer=OPTIMIZER, epochs=3, batch_size=10)
@@ -48,7 +48,7 @@ def test_the_guard_skips_counts_and_names_the_first():
     assert np.isfinite(result.history["loss"]).all()
     step = jax.jit(make_step(supervised(broken, mse), OPTIMIZER))
     state, skipped = TrainState.create(start(), OPTIMIZER), 0
-    for rows in epoch_orders(0, 0, 3, ROWS).reshape(15, 10):
+    for rows in draw_orders(0, 0, 3, ROWS).reshape(15, 10):
         state, metrics = step(state, Batch(x[rows], target[rows]))
         skipped += int(metrics["skipped"])
     assert skipped == 3
@@ -149,7 +149,7 @@ def batches(rows, size=16):
 
 
 def test_a_stream_of_batches_is_the_fit_on_arrays():
-    orders = epoch_orders(0, 0, 3, ROWS)[:, 0]
+    orders = draw_orders(0, 0, 3, ROWS)[:, 0]
 
     class Shuffled:
         epoch = -1
@@ -333,31 +333,7 @@ def test_bad_input_is_one_line_and_writes_nothing(case, tmp_path):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the memory's high water from /proc")
 def test_ten_gigabytes_pass_through_two():
     """Rows are generated as they are needed; the process never holds more than a small part of them."""
-    code = """
-import numpy as np, optax
-from jaxloss import mse
-from jaxloss.train import fit
-
-rng, size, total = np.random.default_rng(0), 50_000, 0
-base = rng.normal(size=(size, 50)).astype(np.float32)
-slopes = np.linspace(-1, 1, 50, dtype=np.float32)
-
-class Stream:
-    def __iter__(self):
-        for number in range(1000):
-            x = base * np.float32(1 + 1e-3 * number)
-            globals()["total"] += x.nbytes
-            yield x, x @ slopes
-
-result = fit(
-    lambda params, x: x @ params, np.zeros(50, np.float32), Stream(), loss=mse, optimizer=optax.adam(0.01), epochs=1,
-)
-assert total == 10**10, total
-assert np.abs(result.params - slopes).max() < 0.01
-status = dict(line.split(":", 1) for line in open("/proc/self/status"))
-print(int(status["VmHWM"].split()[0]) / 2**20)  # not ru_maxrss, which begins with that of the process it came from
-"""
-    assert float(run_python(code)) < 2.0
+    assert float(run_program("ten_gigabytes")) < 2.0
 
 
 @pytest.mark.slow

@@ -103,7 +103,7 @@ def screen(name: str, batch: Batch, nonfinite: str, first: int = 0) -> Batch:
         return batch
     rows, full = batch.rows, regular(Batch(batch.x, batch.target, *_ones(batch)))
 
-    def any_of(trees: Any) -> np.ndarray:
+    def any_of(trees: Any) -> Any:
         """Which rows hold a True in any of the trees' leaves."""
         leaves = [np.asarray(leaf).reshape(rows, -1).any(1) for leaf in jax.tree.leaves(trees)]
         return functools.reduce(np.logical_or, leaves)
@@ -123,7 +123,7 @@ def screen(name: str, batch: Batch, nonfinite: str, first: int = 0) -> Batch:
             f"fit: {name} holds NaN or infinity in {parts}, rows {shown}: repair or mask them, or pass nonfinite='mask'"
         )
 
-    def keep(target: Any, entries: np.ndarray, where: Any) -> np.ndarray:
+    def keep(target: Any, entries: np.ndarray, where: Any) -> Any:
         good = ~bad["x"].reshape((rows,) + (1,) * (np.ndim(target) - 1)) & ~entries
         return np.broadcast_to(where, np.shape(target)) & good
 

@@ -1,7 +1,4 @@
-"""Where batches come from: arrays on the devices, drawn inside the compiled program, or a stream from outside it.
-
-A source begins a run, and advances it by some steps; `fit` knows no more of it.
-"""
+"""Where batches come from: arrays on the devices, drawn inside the compiled program, or a stream from outside it."""
 
 from __future__ import annotations
 
@@ -72,25 +69,7 @@ class Advance(NamedTuple):
     """What the history holds of the epochs ended."""
 
 
-class Source:
-    """What both kinds share: what is minimised, and when a run ends."""
-
-    def __init__(self, task: Task, limits: Limits):
-        self.task, self.limits = task, limits
-
-    def begin(self, start: Start) -> Run:
-        """The run, or runs, before the first step; a bad objective is told here."""
-        raise NotImplementedError
-
-    def advance(self, run: Run, clock: Clock, steps: int, end: int) -> Advance:
-        """Up to so many steps, and no further than that epoch."""
-        raise NotImplementedError
-
-    def close(self) -> None:
-        """Let go of what is open."""
-
-
-class Arrays(Source):
+class Arrays:
     """Whole arrays: the epochs run inside one program, several to a call when they are short.
 
     draw: `draw(first, count, capacity)`, the orders on the devices of `count` epochs after the `first`; None where
@@ -101,7 +80,7 @@ class Arrays(Source):
     def __init__(self, task: Task, limits: Limits, draw: Callable[[int, int, int], Any] | None, epochs: int):
         layout = task.plan.layout
         capacity = max(1, min(STEPS_PER_CALL // layout.steps, ORDERS_PER_CALL // (layout.rows * layout.shards)))
-        super().__init__(dataclasses.replace(task, plan=task.plan._replace(capacity=capacity)), limits)
+        self.task, self.limits = dataclasses.replace(task, plan=task.plan._replace(capacity=capacity)), limits
         self.capacity, self.draw, self.epochs = capacity, draw, epochs
         self.orders: Any = None
         self.first = -1
@@ -136,6 +115,9 @@ class Arrays(Source):
                 return Advance(run, clock, bool(status.going), ended)
             steps = Pace.narrow(steps)
 
+    def close(self) -> None:
+        """Nothing is open."""
+
 
 class Feed(NamedTuple):
     """Batches from outside."""
@@ -151,7 +133,7 @@ class Feed(NamedTuple):
     """Whether all batches are known to have the same number of rows, so that none needs a mask."""
 
 
-class Stream(Source):
+class Stream:
     """Batches from outside, each epoch a new pass over them.
 
     Batches are padded to one shape, so that nothing is compiled twice, and the next is read, checked and put on the
@@ -159,7 +141,7 @@ class Stream(Source):
     """
 
     def __init__(self, task: Task, limits: Limits, feed: Feed, placement: Placement):
-        super().__init__(dataclasses.replace(task, plan=task.plan._replace(guard=True)), limits)
+        self.task, self.limits = dataclasses.replace(task, plan=task.plan._replace(guard=True)), limits
         self.feed, self.placement = feed, placement
         self.epoch_steps, self.even = feed.epoch_steps, feed.even and feed.nonfinite == "error"
         self.passes = feed.passes if feed.epoch_steps is None else lambda _: _chain(feed.passes)
@@ -274,3 +256,7 @@ def read_mapped(data: Batch, batch_size: int, seed: int) -> Callable[[int], Iter
             yield data.map_rows(lambda leaf, index=index: leaf[index])
 
     return passes
+
+
+Source = Arrays | Stream
+"""Both begin a run, `begin(start)`, and take it on, `advance(run, clock, steps, end)`: `fit` knows no more of them."""

@@ -14,9 +14,7 @@ import hashlib
 import json
 import logging
 import os
-import platform
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -143,10 +141,7 @@ def seal(folder: Path, content: dict[str, Any]) -> None:
     if any(arrays.iterdir()):
         with _orbax() as (handler, _, path):
             handler.finalize(path(arrays))
-    versions = {name: version(name) for name in ("jax", "numpy", "orbax-checkpoint")}
-    topology = {"devices": jax.device_count(), "processes": jax.process_count(), "platform": jax.default_backend()}
-    made_by = {"python": platform.python_version(), **versions, **topology}
-    content = {"format": FORMAT, **content, "made_by": made_by, "files": _digest_files(arrays)}
+    content = {"format": FORMAT, **content, "files": _digest_files(arrays)}
     (folder / MANIFEST).write_text(render_manifest(content))
     for path in [*folder.rglob("*"), folder]:
         flush(path)

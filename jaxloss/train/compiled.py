@@ -207,7 +207,7 @@ def _step_in_loop(task: Task, orders: Any, control: Control) -> Callable[[Any], 
     plan, steps = task.plan, task.plan.layout.steps
     limits = Limits(control.patience, control.max_skipped)
 
-    def advance(run: Run, order: Any, settings: Any, begins: Any) -> tuple[Run, Any]:
+    def advance(begins: Any, run: Run, order: Any, settings: Any) -> tuple[Run, Any]:
         own = task.of_member(settings)
         batch = own.data if order is None else select(own.data, order, plan.layout, plan.mesh)
         filled = True if order is None or not plan.layout.sparse else (order >= 0).any()
@@ -223,17 +223,23 @@ def _step_in_loop(task: Task, orders: Any, control: Control) -> Callable[[Any], 
     def step(loop: Any) -> Any:
         place, run, curves = loop
         epoch, position = (place, 0) if steps == 1 else (place // steps, place % steps)
-        order, begins = None, steps == 1 or position == 0
+        order: Any = None
+        begins = steps == 1 or position == 0
         if orders is not None:
             number = control.epoch - control.drawn_from + epoch if orders.shape[1 if plan.many else 0] > 1 else 0
             order = orders[:, number, position] if plan.many else orders[number, position]
-        each = functools.partial(advance, begins=begins)
-        if plan.many:
-            each = jax.vmap(
-                lambda run, order, settings: advance(run, order, settings, begins),
-                in_axes=(0, None if order is None else 0, 0),
-            )
-        run, sums = each(run, order, task.settings)
+
+        def each(order: Any) -> tuple[Run, Any]:
+            if not plan.many:
+                return advance(begins, run, order, task.settings)
+            axes = (0, None if order is None else 0, 0)
+            return jax.vmap(functools.partial(advance, begins), in_axes=axes)(run, order, task.settings)
+
+        if plan.layout.tail:
+            last = position == steps - 1
+            run, sums = lax.cond(last, lambda: each(order[..., : plan.layout.tail]), lambda: each(order))
+        else:
+            run, sums = each(order)
         told = means(sums)
         if task.validated:
             told["active"] = run.active

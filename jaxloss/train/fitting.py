@@ -29,7 +29,7 @@ from jaxloss.train.checks import (
 )
 from jaxloss.train.compiled import evaluated_params
 from jaxloss.train.mesh import DATA_AXIS, Placement
-from jaxloss.train.objective import Objective
+from jaxloss.train.objective import Objective, has_statistics
 from jaxloss.train.order import Layout
 from jaxloss.train.progress import Progress
 from jaxloss.train.resume import Saver, Standing, describe
@@ -103,7 +103,8 @@ def fit(
         `make_step`.
     batch_size: rows per step, drawn in a fresh order each epoch that depends on (seed, epoch) alone; the last batch is
         padded, the padding masked. None takes all rows in every step. Of a stream: the rows all batches are padded to,
-        None for those of the first.
+        None for those of the first. With batch statistics in `model_state` no batch is padded: the last has a shape of
+        its own, which is compiled too.
     epoch_steps: ends the epochs of a stream after so many batches; it may then be endless, or begin anew meanwhile.
     patience: stop after this many epochs without a better validation loss.
     micro_batches: see `make_step`.
@@ -149,7 +150,8 @@ def fit(
     if placement.mesh is not None and DATA_AXIS not in placement.mesh.shape:
         raise ValueError(f"fit: the mesh needs an axis {DATA_AXIS!r}, it has {tuple(placement.mesh.shape)}")
     held_out = None if validation is None else screen("validation", as_batch("validation", validation), nonfinite)
-    feed = as_feed(data, settings)
+    pads = not has_statistics(model_state)
+    feed = as_feed(data, settings, pads)
     saver = Saver(
         run_dir, save_every, keep, resume,
         lambda: {
@@ -164,7 +166,7 @@ def fit(
         everywhere.put_params(objective), {}, None, None if held_out is None else placement.put_rows(held_out),
         average, optimizer, Plan(micro_batches, placement.mesh, placement.rule),
     )  # fmt: skip
-    source = open_source(task, feed, settings, placement)
+    source = open_source(task, feed, settings, placement, pads)
     start = Start(placement.put_params(params), everywhere.put_params(model_state), np.uint32(seed % 2**32))
     with contextlib.ExitStack() as begun:
         begun.callback(source.close)  # if anything goes wrong
@@ -182,7 +184,7 @@ def fit(
     return _conclude(standing, settings, placement, held_out is not None)
 
 
-def as_feed(data: Any, settings: Settings) -> Batch | Feed:
+def as_feed(data: Any, settings: Settings, pads: bool) -> Batch | Feed:
     """The data converted, checked and screened: whole arrays, or what gives batches."""
     if isinstance(data, tuple):
         batch = as_batch("data", data)
@@ -200,14 +202,14 @@ def as_feed(data: Any, settings: Settings) -> Batch | Feed:
     for what, number in (("batch_size", settings.batch_size), ("epoch_steps", settings.epoch_steps)):
         if number is not None:
             check_at_least_one("fit", what, number)
-    return Feed(passes, size, settings.epoch_steps, settings.nonfinite, even)
+    return Feed(passes, size, settings.epoch_steps, settings.nonfinite, even, pads)
 
 
-def open_source(task: Task, feed: Batch | Feed, settings: Settings, placement: Placement) -> Source:
+def open_source(task: Task, feed: Batch | Feed, settings: Settings, placement: Placement, pads: bool) -> Source:
     """Where the batches of the task come from."""
     if isinstance(feed, Feed):
         return Stream(task, settings.limits, feed, placement)
-    layout = Layout.of(feed.rows, settings.batch_size or feed.rows, placement.shards)
+    layout = Layout.of(feed.rows, settings.batch_size or feed.rows, placement.shards, pads=pads)
 
     def draw(first: int, count: int, capacity: int) -> jax.Array:
         """Orders on the devices, each part's with its rows."""

@@ -24,7 +24,7 @@ from jaxloss.train.checks import (
     choose_objective,
 )
 from jaxloss.train.mesh import Placement
-from jaxloss.train.objective import Objective
+from jaxloss.train.objective import Objective, has_statistics
 from jaxloss.train.order import Layout, draw_orders
 from jaxloss.train.sources import Arrays
 from jaxloss.train.task import Clock, Plan, Start, Task
@@ -117,10 +117,14 @@ def fit_many(
         raise TypeError("fit_many: give validation or validation_rows, not both")
     if validation_rows is not None:
         own["held_out"] = _check_rows("validation_rows", validation_rows, members, batch.rows)
+    pads = not has_statistics(model_state)
     if rows is None:
-        layout, draw = _draw_all(batch.rows, batch_size, seeds)
+        layout = Layout.of(batch.rows, check_batch_size("fit_many", batch_size, batch.rows), 1, pads=pads)
+        draw = None if layout.steps == 1 else functools.partial(_draw_all, layout, seeds)
     else:
-        layout, draw = _draw_chosen(_check_rows("rows", rows, members, batch.rows), batch.rows, batch_size, seeds)
+        chosen = _check_rows("rows", rows, members, batch.rows)
+        layout = _layout_of_chosen(chosen, batch.rows, check_batch_size("fit_many", batch_size, chosen.shape[1]), pads)
+        draw = functools.partial(_draw_chosen, layout, seeds, chosen)
 
     share, spread = (functools.partial(_put, placement, split) for split in (False, True))
     task = Task(
@@ -217,37 +221,36 @@ def _check_rows(name: str, rows: Any, members: int, total: int) -> np.ndarray:
     return chosen.astype(np.int32)
 
 
-Draw = Callable[[int, int, int], np.ndarray]
-"""`draw(first, count, capacity)`: the members' orders of some epochs, of shape (members, epochs, steps, 1, places)."""
+def _draw_all(layout: Layout, seeds: np.ndarray, first: int, count: int, capacity: int) -> np.ndarray:
+    """The members' orders of all rows, of shape (members, epochs, steps, 1, places)."""
+    return np.stack([layout.draw(int(seed), first, count, capacity) for seed in seeds])
 
 
-def _draw_all(total: int, batch_size: int | None, seeds: np.ndarray) -> tuple[Layout, Draw | None]:
-    """The layout, and the orders where every member learns from all rows."""
-    layout = Layout.of(total, check_batch_size("fit_many", batch_size, total), 1)
-    if layout.steps == 1:
-        return layout, None
-    return layout, lambda *epochs: np.stack([layout.draw(int(seed), *epochs) for seed in seeds])
-
-
-def _draw_chosen(chosen: np.ndarray, total: int, batch_size: int | None, seeds: np.ndarray) -> tuple[Layout, Draw]:
-    """The layout, and the orders where every member has rows of its own."""
-    number = chosen.shape[1]
-    size = check_batch_size("fit_many", batch_size, number)
+def _layout_of_chosen(chosen: np.ndarray, total: int, size: int, pads: bool) -> Layout:
+    """The layout where every member has rows of its own."""
+    number, sizes = chosen.shape[1], (chosen >= 0).sum(1)
     steps = -(-number // size)
-    sparse = bool((-(-(chosen >= 0).sum(1) // size) < steps).any())
-    layout = Layout(1, total, (size,), steps, bool((chosen < 0).any()) or steps * size != number, sparse)
-    if steps == 1:
-        return layout, lambda first, count, capacity: chosen[:, None, None, None, :]
+    if not pads:
+        if len(set(sizes.tolist())) > 1:
+            raise ValueError(f"fit_many: members with batch statistics need equally many rows, got {sizes.tolist()}")
+        return Layout.of(number, size, 1, pads=False)._replace(rows=total)
+    sparse = bool((-(-sizes // size) < steps).any())
+    return Layout(1, total, (size,), steps, bool((chosen < 0).any()) or steps * size != number, sparse)
 
-    def draw(first: int, count: int, capacity: int) -> np.ndarray:
-        drawn = np.full((len(chosen), capacity, steps * size), -1, np.int32)
-        for member, rows in enumerate(chosen):
-            present = rows[rows >= 0]
-            for epoch, (order,) in enumerate(draw_orders(int(seeds[member]), first, count, len(present))):
-                drawn[member, epoch, : len(present)] = present[order]
-        return drawn.reshape(len(chosen), capacity, steps, 1, size)
 
-    return layout, draw
+def _draw_chosen(
+    layout: Layout, seeds: np.ndarray, chosen: np.ndarray, first: int, count: int, capacity: int
+) -> np.ndarray:
+    """The members' orders of their own rows, of shape (members, epochs, steps, 1, places)."""
+    if layout.steps == 1:
+        return chosen[:, None, None, None, :]
+    (size,) = layout.sizes
+    drawn = np.full((len(chosen), capacity, layout.steps * size), -1, np.int32)
+    for member, rows in enumerate(chosen):
+        present = rows[rows >= 0]
+        for epoch, (order,) in enumerate(draw_orders(int(seeds[member]), first, count, len(present))):
+            drawn[member, epoch, : len(present)] = present[order]
+    return drawn.reshape(len(chosen), capacity, layout.steps, 1, size)
 
 
 def _warn_of_lost(skipped: np.ndarray, limit: int) -> None:

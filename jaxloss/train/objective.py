@@ -16,7 +16,16 @@ from jaxloss.contract import as_pytree, check_loss, loss_name, shown, unbound
 from jaxloss.reduce import LossSum, loss_rank, loss_sum
 from jaxloss.train.batch import Batch
 
-__all__ = ["Objective", "is_stateful", "objective_sum", "penalized", "penalty_sum", "split_penalty", "supervised"]
+__all__ = [
+    "Objective",
+    "has_statistics",
+    "is_stateful",
+    "objective_sum",
+    "penalized",
+    "penalty_sum",
+    "split_penalty",
+    "supervised",
+]
 
 Objective = Callable[..., Any]
 """`(params, batch) -> LossSum`, or a `Stateful` one."""
@@ -146,6 +155,11 @@ def is_stateful(objective: Objective) -> bool:
     """Whether the objective takes and returns model state."""
     function, _ = unbound(objective)
     return isinstance(function, Stateful) and function.stateful
+
+
+def has_statistics(model_state: Any) -> bool:
+    """Whether the model state holds numbers that learn from every row, such as BatchNorm's: not keys and counts."""
+    return any(jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) for leaf in jax.tree.leaves(model_state))
 
 
 def objective_sum(

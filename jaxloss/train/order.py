@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -24,18 +25,37 @@ class Layout(NamedTuple):
     """Whether some places of a batch are empty."""
     sparse: bool = False
     """Whether a batch may be wholly empty: no step is then taken."""
+    tail: int = 0
+    """Rows of the last batch, where it has a shape of its own instead of empty places; 0 where it has not."""
 
     @classmethod
-    def of(cls, rows: int, batch_size: int, shards: int) -> Layout:
-        """The layout of so many rows in batches of `batch_size` over so many parts."""
+    def of(cls, rows: int, batch_size: int, shards: int, *, pads: bool = True) -> Layout:
+        """The layout of so many rows in batches of `batch_size` over so many parts.
+
+        pads: whether a batch may have empty places; if not, the last one has a shape of its own.
+        """
         part = -(-rows // shards)
         if batch_size == rows:
-            return cls(shards, part, (part,) * shards, 1, False)
+            layout = cls(shards, part, (part,) * shards, 1, False)
+            return layout if pads else layout.require_full(rows)
         sizes = tuple(batch_size // shards + (shard < batch_size % shards) for shard in range(shards))
         if 0 in sizes:
             raise ValueError(f"fit: batch_size={batch_size} is less than the {shards} places of the mesh's data axis")
         steps = max(-(-part // size) for size in sizes)
+        if not pads:
+            tail = part - (steps - 1) * batch_size if shards == 1 else 0
+            return cls(shards, part, sizes, steps, False, tail=tail % batch_size).require_full(rows)
         return cls(shards, part, sizes, steps, any(size * steps != part for size in (*sizes, max(sizes))))
+
+    def require_full(self, rows: int) -> Layout:
+        """The layout; raises where many parts cannot share the rows without empty places."""
+        size = sum(self.sizes)
+        if self.shards > 1 and (rows % self.shards or size % self.shards or rows % size):
+            raise ValueError(
+                f"fit: {rows} rows in batches of {size} over {self.shards} devices leave places empty, which count "
+                f"in batch statistics: give a multiple of {math.lcm(size, self.shards)} rows, or no mesh"
+            )
+        return self
 
     def draw(self, seed: int, first: int, count: int, capacity: int) -> np.ndarray:
         """The rows of each batch of `count` epochs after the `first`; −1 for an empty place.

@@ -131,13 +131,14 @@ class Feed(NamedTuple):
     nonfinite: str
     even: bool = False
     """Whether all batches are known to have the same number of rows, so that none needs a mask."""
+    pads: bool = True
+    """Whether batches are padded to one shape; if not, each shape is compiled."""
 
 
 class Stream:
     """Batches from outside, each epoch a new pass over them.
 
-    Batches are padded to one shape, so that nothing is compiled twice, and the next is read, checked and put on the
-    devices while the device computes.
+    The next batch is read, checked, padded and put on the devices while the device computes.
     """
 
     def __init__(self, task: Task, limits: Limits, feed: Feed, placement: Placement):
@@ -182,7 +183,10 @@ class Stream:
             if batch.rows > self.rows:
                 told = f"{batch.rows} rows, more than the {self.rows} of a batch"
                 raise ValueError(f"fit: {name} has {told}: set batch_size")
-            places = -(-self.rows // self.local_shards) * self.local_shards
+            places = -(-(self.rows if self.feed.pads else batch.rows) // self.local_shards) * self.local_shards
+            if not self.feed.pads and places > batch.rows:
+                told = f"{batch.rows} rows, no multiple of {self.local_shards} devices"
+                raise ValueError(f"fit: {name} has {told}: empty places would enter the model's batch statistics")
             if not (self.even and places == batch.rows):  # else one structure, padded or not
                 batch = mask_rows(pad(batch, places), np.ones(places, bool))
             yield self.placement.join_rows(batch)

@@ -147,7 +147,7 @@ REFUSED = {
     "an optimizer that is not made": ({"optimizer": optax.adam}, TypeError, "optax.adam(1e-3)"),
     "model state": ({"model_state": {"n": np.zeros(2)}}, jaxloss.ShapeError, "(2,), (3,)"),
     "a mesh": ({"mesh": 4}, TypeError, "jax.make_mesh"),
-    "batch size": ({"batch_size": 51}, ValueError, "51"),
+    "batch size": ({"batch_size": 0}, ValueError, "batch_size=0"),
 }
 
 

@@ -16,7 +16,7 @@ from support import free_address, start_program
 from test_fit import OPTIMIZER, ROWS, data, linear, start
 
 from jaxloss import huber, mse
-from jaxloss.train import CheckpointError, Checkpoints, Interrupted, fit
+from jaxloss.train import CheckpointError, Checkpoints, Interrupted, Stream, fit
 from jaxloss.train.resume import describe
 
 SETTINGS = {"loss": mse, "optimizer": OPTIMIZER, "batch_size": 16, "validation": data(seed=3), "average": 0.9}
@@ -80,11 +80,11 @@ def test_a_generator_goes_on_past_what_was_done(tmp_path):
             number += 1
             yield x[rows], target[rows]
 
-    settings = {"loss": mse, "optimizer": OPTIMIZER, "epochs": 6, "epoch_steps": 4}
-    whole = fit(linear, start(), endless(), **settings)
+    settings = {"loss": mse, "optimizer": OPTIMIZER, "epochs": 6}
+    whole = fit(linear, start(), Stream(endless(), epoch_steps=4), **settings)
     with pytest.raises(Interrupted):
-        fit(linear, start(), endless(), run_dir=tmp_path, callbacks=[stop_after(3)], **settings)
-    result = fit(linear, start(), endless(), run_dir=tmp_path, resume=True, **settings)
+        fit(linear, start(), Stream(endless(), epoch_steps=4), run_dir=tmp_path, callbacks=[stop_after(3)], **settings)
+    result = fit(linear, start(), Stream(endless(), epoch_steps=4), run_dir=tmp_path, resume=True, **settings)
     equal((result.params, result.history), (whole.params, whole.history))
 
 

@@ -15,5 +15,6 @@ from jaxloss.train.objective import supervised as supervised
 from jaxloss.train.per_example import gradient_norms as gradient_norms
 from jaxloss.train.per_example import per_example_grads as per_example_grads
 from jaxloss.train.resume import Interrupted as Interrupted
+from jaxloss.train.sources import Stream as Stream
 from jaxloss.train.state import TrainState as TrainState
 from jaxloss.train.step import make_step as make_step

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -51,10 +51,24 @@ def regular(batch: Batch) -> Batch:
     return batch._replace(weights=widen_all(batch.weights), where=widen_all(batch.where))
 
 
-def as_batch(name: str, data: Any) -> Batch:
-    """`(x, target)` or a `Batch` as a regular batch of arrays; raises for what has no rows, or a different number."""
-    if not isinstance(data, tuple) or not 2 <= len(data) <= 4:
-        raise TypeError(f"fit: {name} must be (x, target) or a Batch, got {type(data).__name__}")
+PARTS = (("x",), ("target", "y"), ("weights",), ("where",))
+"""The names under which a dict has the parts of a batch."""
+
+
+def as_batch(name: str, data: Any, keys: Sequence[str] | None = None) -> Batch:
+    """A regular batch of arrays; raises for what has no rows, or a different number.
+
+    data: `(x, target)`, with weights and mask if there are more, as a tuple, list or `Batch`; or a dict, whose entries
+        `keys` names in this order.
+    """
+    if isinstance(data, Mapping):
+        names = [next((one for one in known if one in data), known[0]) for known in PARTS] if keys is None else keys
+        if any(one not in data for one in names[: len(keys or PARTS[:2])]):
+            told = f"got dict of {', '.join(map(str, data))}"
+            raise TypeError(f"fit: {name}: {told}: say which are x and target by Stream(batches, keys=(…, …))")
+        data = tuple(data.get(one) for one in names)
+    if not isinstance(data, tuple | list) or not 2 <= len(data) <= 4:
+        raise TypeError(f"fit: {name} must be (x, target), a Batch or a dict of them, got {_told(data)}")
     batch = jax.tree.map(_as_array, Batch(*data))
     sizes = {
         part: leaf.shape[0] if leaf.ndim else None
@@ -80,11 +94,19 @@ def as_batch(name: str, data: Any) -> Batch:
     return regular(batch)
 
 
+def _told(data: Any) -> str:
+    return f"{type(data).__name__} of {len(data)}" if isinstance(data, tuple | list) else type(data).__name__
+
+
 def _as_array(leaf: Any) -> Any:
-    """An array of a type JAX computes with; those in files are left there."""
+    """An array of a type JAX computes with; those in files are left there, a tensor on the CPU is not copied."""
     if isinstance(leaf, jax.Array | np.memmap):
         return leaf
-    host = np.asarray(leaf)
+    try:
+        host = np.asarray(leaf)
+    except (TypeError, ValueError, RuntimeError) as error:  # a tensor with a gradient, on a GPU, of a type of its own
+        told = " ".join(str(error).split())
+        raise TypeError(f"fit: data must be arrays on the host, got {type(leaf).__name__}: {told}") from None
     if host.dtype.kind in "OSUMmV" and not jnp.issubdtype(host.dtype, jnp.inexact):  # bfloat16 is of kind V
         raise TypeError(f"fit: data must be numbers, got {host.dtype} of shape {host.shape}")
     if host.dtype == np.float32:

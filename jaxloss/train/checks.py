@@ -42,7 +42,6 @@ class Settings:
     max_skipped: int
     batch_size: int | None
     seed: int = 0
-    epoch_steps: int | None = None
 
     def check(self, name: str, validated: bool) -> None:
         """Raise `ValueError` for a bad number, `TypeError` for what is none."""
@@ -92,10 +91,11 @@ def check_callbacks(callbacks: Any) -> Sequence[Callable]:
 
 
 def check_batch_size(name: str, batch_size: Any, rows: int) -> int:
-    """The batch size, that of all rows for None."""
-    if batch_size is not None and not 1 <= check_integer(name, "batch_size", batch_size) <= rows:
-        raise ValueError(f"{name}: batch_size={batch_size} must be between 1 and the number of rows, {rows}")
-    return rows if batch_size is None else operator.index(batch_size)
+    """The batch size; all rows for None, and for more than there are."""
+    if batch_size is None:
+        return rows
+    check_at_least_one(name, "batch_size", batch_size)
+    return min(operator.index(batch_size), rows)
 
 
 def check_at_least_one(name: str, what: str, value: Any) -> None:

@@ -33,7 +33,7 @@ from jaxloss.train.objective import Objective, has_statistics
 from jaxloss.train.order import Layout
 from jaxloss.train.progress import Progress
 from jaxloss.train.resume import Saver, Standing, describe
-from jaxloss.train.sources import Arrays, Feed, Pace, Source, Stream, read_mapped
+from jaxloss.train.sources import ArraySource, Feed, Pace, Source, Stream, StreamSource, read_mapped
 from jaxloss.train.state import TrainState
 from jaxloss.train.storage import digest
 from jaxloss.train.task import Clock, Plan, Start, Task
@@ -72,7 +72,6 @@ def fit(
     optimizer: optax.GradientTransformation,
     epochs: int,
     batch_size: int | None = None,
-    epoch_steps: int | None = None,
     validation: Any = None,
     patience: int | None = None,
     objective: Objective | None = None,
@@ -96,7 +95,8 @@ def fit(
 
     apply: `apply(params, x) -> pred`, or its stateful form (`supervised`) when `model_state` is given.
     data: `(x, target)` or a `Batch` of whole arrays, rows along the first axis; those in files (`np.memmap`) are read
-        batch by batch. Or an iterable of such batches, one pass an epoch: a list, a grain dataset, a generator.
+        batch by batch. Or an iterable of such batches, lists of two or dicts included, one pass an epoch: a list, a
+        PyTorch `DataLoader`, a grain dataset, a generator; with more to say of it, a `Stream`.
     validation: whole arrays.
     loss: any loss; its settings bound with `Partial`. `objective`, in place of apply and loss, for anything else.
     optimizer: of optax, also one that asks for the loss or searches along a line, such as `optax.lbfgs()`: see
@@ -105,7 +105,6 @@ def fit(
         padded, the padding masked. None takes all rows in every step. Of a stream: the rows all batches are padded to,
         None for those of the first. With batch statistics in `model_state` no batch is padded: the last has a shape of
         its own, which is compiled too.
-    epoch_steps: ends the epochs of a stream after so many batches; it may then be endless, or begin anew meanwhile.
     patience: stop after this many epochs without a better validation loss.
     micro_batches: see `make_step`.
     average: the decay of a moving average of the parameters, such as 0.999, which is validated and returned.
@@ -138,7 +137,7 @@ def fit(
     (3.0, 2.0)
     """
     seed = check_integer("fit", "seed", seed)
-    settings = Settings(epochs, patience, micro_batches, average, nonfinite, max_skipped, batch_size, seed, epoch_steps)
+    settings = Settings(epochs, patience, micro_batches, average, nonfinite, max_skipped, batch_size, seed)
     settings.check("fit", validated=validation is not None)
     objective = choose_objective("fit", apply, loss, objective, stateful=model_state is not None)
     check_optimizer("fit", optimizer)
@@ -186,29 +185,28 @@ def fit(
 
 def as_feed(data: Any, settings: Settings, pads: bool) -> Batch | Feed:
     """The data converted, checked and screened: whole arrays, or what gives batches."""
-    if isinstance(data, tuple):
+    size = settings.batch_size
+    if isinstance(data, tuple | Mapping):
         batch = as_batch("data", data)
-        size = check_batch_size("fit", settings.batch_size, batch.rows)
+        size = check_batch_size("fit", size, batch.rows)
         if not any(isinstance(leaf, np.memmap) for leaf in jax.tree.leaves(batch)):
-            if settings.epoch_steps is not None:
-                told = f"epoch_steps={settings.epoch_steps} is for streams"
-                raise ValueError(f"fit: {told}; of arrays an epoch is all rows")
             return screen("data", batch, settings.nonfinite)
         passes, even = read_mapped(batch, size, settings.seed), batch.rows % size == 0
-    elif isinstance(data, Iterable) and not isinstance(data, str | bytes | Mapping):
-        passes, even, size = lambda epoch: iter(data), False, settings.batch_size
-    else:
-        raise TypeError(f"fit: data must be (x, target), a Batch or an iterable of them, got {type(data).__name__}")
-    for what, number in (("batch_size", settings.batch_size), ("epoch_steps", settings.epoch_steps)):
-        if number is not None:
-            check_at_least_one("fit", what, number)
-    return Feed(passes, size, settings.epoch_steps, settings.nonfinite, even, pads)
+        return Feed(passes, size, settings.nonfinite, even=even, pads=pads)
+    if not isinstance(data, Stream):
+        if not isinstance(data, Iterable) or isinstance(data, str | bytes):
+            told = type(data).__name__
+            raise TypeError(f"fit: data must be (x, target), a Batch or an iterable of them, got {told}")
+        data = Stream(data)
+    if size is not None:
+        check_at_least_one("fit", "batch_size", size)
+    return Feed(lambda epoch: iter(data.batches), size, settings.nonfinite, data.epoch_steps, data.keys, pads=pads)
 
 
 def open_source(task: Task, feed: Batch | Feed, settings: Settings, placement: Placement, pads: bool) -> Source:
     """Where the batches of the task come from."""
     if isinstance(feed, Feed):
-        return Stream(task, settings.limits, feed, placement)
+        return StreamSource(task, settings.limits, feed, placement)
     layout = Layout.of(feed.rows, settings.batch_size or feed.rows, placement.shards, pads=pads)
 
     def draw(first: int, count: int, capacity: int) -> jax.Array:
@@ -217,7 +215,7 @@ def open_source(task: Task, feed: Batch | Feed, settings: Settings, placement: P
 
     plan = task.plan._replace(layout=layout)
     task = dataclasses.replace(task, data=placement.put_rows(feed), plan=plan)
-    return Arrays(task, settings.limits, None if layout.steps == 1 else draw, settings.epochs)
+    return ArraySource(task, settings.limits, None if layout.steps == 1 else draw, settings.epochs)
 
 
 def _reconsider(standing: Standing, settings: Settings, placement: Placement) -> Standing:

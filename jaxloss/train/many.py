@@ -26,7 +26,7 @@ from jaxloss.train.checks import (
 from jaxloss.train.mesh import Placement
 from jaxloss.train.objective import Objective, has_statistics
 from jaxloss.train.order import Layout, draw_orders
-from jaxloss.train.sources import Arrays
+from jaxloss.train.sources import ArraySource
 from jaxloss.train.task import Clock, Plan, Start, Task
 
 __all__ = ["FitManyResult", "fit_many"]
@@ -136,7 +136,7 @@ def fit_many(
         optimizer,
         Plan(micro_batches, layout=layout, many=True),
     )
-    source = Arrays(task, settings.limits, draw and (lambda *epochs: spread(draw(*epochs))), epochs)
+    source = ArraySource(task, settings.limits, draw and (lambda *epochs: spread(draw(*epochs))), epochs)
     start = Start(*(spread(tree) for tree in (params, model_state, seeds.astype(np.uint32))))
     clock, going, parts = Clock(0, 0), True, []
     with placement.activate():

@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen, nnx
 from jax.tree_util import Partial
 
 from jaxloss.contract import as_pytree, check_loss, loss_name, shown, unbound
@@ -51,6 +52,9 @@ def supervised(apply: Callable, loss: Callable, *, stateful: bool = False, reduc
 
     Further keywords of the objective itself are settings of the loss: `objective(params, batch, delta=0.3)`.
     """
+    if isinstance(apply, nnx.Module | linen.Module):
+        repair = "pass the two of `apply, params = functional(model)`, which may give model_state as a third"
+        raise TypeError(f"supervised: apply is a flax module, {type(apply).__name__}: {repair}")
     if not callable(apply):
         raise TypeError(f"supervised: apply must be a function of (params, x), got {shown(apply)}")
     check_loss(loss)

@@ -5,21 +5,21 @@ from __future__ import annotations
 import collections
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from jaxloss.train.batch import Batch, as_batch, mask_rows, pad, screen
-from jaxloss.train.checks import MANY
+from jaxloss.train.checks import MANY, check_at_least_one
 from jaxloss.train.compiled import BLOCK, begin, close_epoch, means, step_once, train
 from jaxloss.train.mesh import Placement
 from jaxloss.train.order import draw_orders
 from jaxloss.train.processes import gathered
 from jaxloss.train.task import Clock, Control, Limits, Run, Start, Status, Task
 
-__all__ = ["Arrays", "Feed", "Pace", "Source", "Stream", "read_mapped"]
+__all__ = ["ArraySource", "Feed", "Pace", "Source", "Stream", "StreamSource", "read_mapped"]
 
 STEPS_PER_CALL = 4096
 """Steps in one call of the compiled program: enough to hide its dispatch."""
@@ -69,7 +69,7 @@ class Advance(NamedTuple):
     """What the history holds of the epochs ended."""
 
 
-class Arrays:
+class ArraySource:
     """Whole arrays: the epochs run inside one program, several to a call when they are short.
 
     draw: `draw(first, count, capacity)`, the orders on the devices of `count` epochs after the `first`; None where
@@ -119,23 +119,51 @@ class Arrays:
         """Nothing is open."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """Batches of a loader, with what it does not say itself.
+
+    batches: an iterable of them, one pass an epoch: a list, a PyTorch `DataLoader`, a grain dataset, a generator.
+    keys: of batches that are dicts the entries that are x and target, and weights and mask if there are. Without it
+        they are "x", "target" or "y", "weights" and "where".
+    epoch_steps: ends an epoch after so many batches; the next goes on where it was, into a new pass if need be. The
+        loader may then be endless.
+
+    >>> import numpy as np
+    >>> loader = [{"image": np.ones((4, 2)), "label": np.zeros(4)}]
+    >>> stream = Stream(loader, keys=("image", "label"), epoch_steps=100)
+    """
+
+    batches: Iterable[Any]
+    keys: Sequence[str] | None = None
+    epoch_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.batches, Iterable) or isinstance(self.batches, str | bytes | Mapping | tuple):
+            raise TypeError(f"Stream: batches must be an iterable of them, got {type(self.batches).__name__}")
+        if self.keys is not None and not (isinstance(self.keys, tuple | list) and 2 <= len(self.keys) <= 4):
+            raise TypeError(f"Stream: keys must be the names of x and target, such as ('x', 'y'), got {self.keys!r}")
+        if self.epoch_steps is not None:
+            check_at_least_one("Stream", "epoch_steps", self.epoch_steps)
+
+
 class Feed(NamedTuple):
-    """Batches from outside."""
+    """Batches from outside, as they are read."""
 
     passes: Callable[[int], Iterator]
     """`passes(epoch)` iterates over the batches of an epoch."""
     batch_size: int | None
     """The rows that batches are padded to; None takes those of the first."""
-    epoch_steps: int | None
-    """Ends an epoch after so many batches; the next goes on where it was, into a new pass if need be."""
     nonfinite: str
+    epoch_steps: int | None = None
+    keys: Sequence[str] | None = None
     even: bool = False
     """Whether all batches are known to have the same number of rows, so that none needs a mask."""
     pads: bool = True
     """Whether batches are padded to one shape; if not, each shape is compiled."""
 
 
-class Stream:
+class StreamSource:
     """Batches from outside, each epoch a new pass over them.
 
     The next batch is read, checked, padded and put on the devices while the device computes.
@@ -171,14 +199,14 @@ class Stream:
         if self.next is None:
             raise ValueError(
                 f"fit: data gives no batch in epoch {clock.epoch + 1}: an iterator serves one pass; give a list or an "
-                "object that can be iterated anew, or epochs=1"
+                "object that can be iterated anew, epochs=1, or Stream(…, epoch_steps=…)"
             )
 
     def _prepare(self, batches: Iterator, clock: Clock) -> Iterator[Batch]:
         """Batches checked, padded to one shape, and on the devices."""
         for number, data in enumerate(batches, clock.position):
             name = f"batch {number} of epoch {clock.epoch + 1}"
-            batch = screen(name, as_batch(name, data), self.feed.nonfinite)
+            batch = screen(name, as_batch(name, data, self.feed.keys), self.feed.nonfinite)
             self.rows = self.rows or batch.rows
             if batch.rows > self.rows:
                 told = f"{batch.rows} rows, more than the {self.rows} of a batch"
@@ -262,5 +290,5 @@ def read_mapped(data: Batch, batch_size: int, seed: int) -> Callable[[int], Iter
     return passes
 
 
-Source = Arrays | Stream
+Source = ArraySource | StreamSource
 """Both begin a run, `begin(start)`, and take it on, `advance(run, clock, steps, end)`: `fit` knows no more of them."""

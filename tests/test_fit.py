@@ -214,7 +214,6 @@ REFUSED = {
             "float32 to int32",
         ),
         ({"mesh": "data"}, "jax.make_mesh"),
-        ({"average": "a"}, "average='a'"),
     ],
 )
 def test_other_bad_input_is_one_line(changed, words):

@@ -11,7 +11,7 @@ from test_fit import FEATURES, ROWS, data, linear
 
 import jaxloss
 from jaxloss import Mixture, Normal, ensemble_predict, huber, mse
-from jaxloss.train import Batch, fit, fit_many
+from jaxloss.train import Batch, average_params, fit, fit_many
 
 RANDOM = np.random.default_rng(0)
 MEMBERS = 3
@@ -19,6 +19,10 @@ MEMBERS = 3
 
 def starts():
     return {"weight": RANDOM.normal(size=(MEMBERS, FEATURES)).astype(np.float32), "bias": np.zeros(MEMBERS, np.float32)}
+
+
+def averaging_adam(learning_rate):
+    return average_params(optax.adam(learning_rate), 0.5)
 
 
 def member(tree, number):
@@ -31,14 +35,14 @@ def same(left, right, rtol=1e-5):
 
 def test_members_with_their_own_seeds_settings_and_rates():
     start, deltas, rates = starts(), np.float32([0.1, 0.5, 2.0]), np.float32([0.01, 0.05, 0.1])
-    shared = {"epochs": 12, "batch_size": 16, "validation": data(seed=5), "patience": 4, "average": 0.5}
+    shared = {"epochs": 12, "batch_size": 16, "validation": data(seed=5), "patience": 4}
     result = fit_many(
-        linear, start, data(), loss=huber, loss_settings={"delta": deltas}, optimizer=optax.adam,
+        linear, start, data(), loss=huber, loss_settings={"delta": deltas}, optimizer=averaging_adam,
         optimizer_settings={"learning_rate": rates}, seeds=[4, 5, 6], **shared,
     )  # fmt: skip
     for number in range(MEMBERS):
         loss = Partial(huber, delta=deltas[number])
-        rate = optax.adam(rates[number])
+        rate = averaging_adam(rates[number])
         alone = fit(linear, member(start, number), data(), loss=loss, optimizer=rate, seed=4 + number, **shared)
         same(member(result.params, number), alone.params)
         assert result.best_epoch[number] == alone.best_epoch

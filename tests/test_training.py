@@ -14,7 +14,17 @@ from test_fit import FEATURES, OPTIMIZER, ROWS, data, linear, start
 
 import jaxloss
 from jaxloss import barron_nll, loss_sum, mse
-from jaxloss.train import Batch, NonFiniteError, Stream, TrainState, fit, make_step, penalized, supervised
+from jaxloss.train import (
+    Batch,
+    NonFiniteError,
+    Stream,
+    TrainState,
+    average_params,
+    fit,
+    make_step,
+    penalized,
+    supervised,
+)
 from jaxloss.train.order import draw_orders
 
 SGD = optax.sgd(0.1)
@@ -119,8 +129,9 @@ def test_the_average_is_that_of_the_parameters():
         seen.append(state.params)
 
     result = fit(
-        linear, start(), data(), loss=mse, optimizer=SGD, epochs=6, average=0.7, callbacks=[keep], validation=data()
-    )
+        linear, start(), data(), loss=mse, optimizer=average_params(SGD, 0.7), epochs=6, callbacks=[keep],
+        validation=data(),
+    )  # fmt: skip
     weights = 0.7 ** np.arange(5, -1, -1)
     want = jax.tree.map(lambda *leaves: np.tensordot(weights / weights.sum(), np.stack(leaves), 1), *seen)
     same(result.params, want, 1e-5)
@@ -238,7 +249,7 @@ def test_skipped_updates_are_counted_in_their_epoch():
 
 def test_an_average_in_half_precision_does_not_stall():
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), start())
-    settings = {"loss": mse, "optimizer": optax.sgd(0.05), "epochs": 1000, "average": 0.99}
+    settings = {"loss": mse, "optimizer": average_params(optax.sgd(0.05), 0.99), "epochs": 1000}
     result = fit(linear, params, data(), **settings)
     assert result.params["weight"].dtype == jnp.bfloat16
     last = np.asarray(result.state.params["weight"], np.float32)
@@ -305,7 +316,6 @@ REFUSED = {
     "a larger batch": ({"data": [(X[:9], TARGET[:9]), (X, TARGET)]}, ValueError, "50 rows, more than the 9"),
     "a number": ({"data": 3}, TypeError, "iterable"),
     "a policy": ({"nonfinite": "drop"}, ValueError, "'drop'"),
-    "a decay": ({"average": 1.0}, ValueError, "average=1.0"),
     "no limit": ({"max_skipped": 0}, ValueError, "max_skipped=0"),
     "no micro-batch": ({"micro_batches": 0}, ValueError, "micro_batches=0"),
     "uneven micro-batches": ({"micro_batches": 4}, ValueError, "50 rows"),

@@ -3,6 +3,7 @@
 from jaxloss.train.batch import Batch as Batch
 from jaxloss.train.checkpoint import CheckpointError as CheckpointError
 from jaxloss.train.checkpoint import Checkpoints as Checkpoints
+from jaxloss.train.evaluation import average_params as average_params
 from jaxloss.train.fitting import FitResult as FitResult
 from jaxloss.train.fitting import NonFiniteError as NonFiniteError
 from jaxloss.train.fitting import fit as fit

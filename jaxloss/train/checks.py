@@ -37,7 +37,6 @@ class Settings:
     epochs: int
     patience: int | None
     micro_batches: int
-    average: float | None
     nonfinite: str
     max_skipped: int
     batch_size: int | None
@@ -49,9 +48,6 @@ class Settings:
             raise ValueError(f"{name}: epochs must not be negative, got {self.epochs}")
         if self.patience is not None and (not validated or check_integer(name, "patience", self.patience) < 1):
             raise ValueError(f"{name}: patience={self.patience} needs validation data and must be at least 1")
-        average = self.average
-        if average is not None and not (isinstance(average, float | int) and 0 <= average < 1):
-            raise ValueError(f"{name}: average={average!r} is a decay, at least 0 and less than 1")
         for what, value in (("max_skipped", self.max_skipped), ("micro_batches", self.micro_batches)):
             check_at_least_one(name, what, value)
         if self.nonfinite not in ("error", "mask"):

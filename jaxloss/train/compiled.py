@@ -21,13 +21,14 @@ from jax.sharding import NamedSharding
 
 from jaxloss.reduce import LossSum
 from jaxloss.train.batch import Batch
+from jaxloss.train.evaluation import evaluated_params
 from jaxloss.train.mesh import select, sum_parts
 from jaxloss.train.objective import objective_sum, split_penalty
 from jaxloss.train.state import TrainState
 from jaxloss.train.step import all_finite, make_step
 from jaxloss.train.task import Control, Limits, Run, Start, Status, Task
 
-__all__ = ["BLOCK", "begin", "close_epoch", "evaluated_params", "means", "step_once", "train"]
+__all__ = ["BLOCK", "begin", "close_epoch", "means", "step_once", "train"]
 
 BLOCK = 128
 """Steps between two looks at whether all is finite."""
@@ -54,11 +55,7 @@ def take_step(run: Run, task: Task, batch: Batch, begins: Any, filled: Any = Tru
         run = run._replace(skipped=run.skipped + skipped, first_skipped=first)
     else:
         metrics["skipped"] = jnp.zeros((), jnp.int32)
-    average = run.average
-    if task.decay is not None:  # as Adam does, so that the first average is the parameters, not the start
-        rate = (1 - task.decay) / (1 - task.decay ** (run.state.step + 1))
-        average = jax.tree.map(lambda old, new: old + rate.astype(old.dtype) * (new - old), average, state.params)
-    run = run._replace(state=state, average=average)
+    run = run._replace(state=state)
     if begins is True:  # an epoch of one step has nothing to add up
         return run, metrics
     sums = jax.tree.map(lambda new, old: jnp.where(begins, new, old + new), metrics, run.sums)
@@ -88,10 +85,9 @@ def begin(task: Task, start: Start, orders: Any) -> Run:
         batch = own.data if order is None else select(own.data, order[0, 0], plan.layout, plan.mesh)
         step = make_step(own.objective, own.optimizer, micro_batches=plan.micro_batches)
         _, metrics = jax.eval_shape(step, state, batch)
-        zero, params = jnp.zeros((), jnp.int32), start.params
+        zero, params = jnp.zeros((), jnp.int32), evaluated_params(state.params, state.opt_state)
         return Run(
             state=jax.tree.map(jnp.copy, state),  # the caller keeps his parameters when the run is donated
-            average=None if task.decay is None else jax.tree.map(_copy_at_least_single, params),
             sums=None if plan.layout.steps == 1 else jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), metrics),
             best_params=jax.tree.map(jnp.copy, params) if task.validated else None,
             best_loss=jnp.full((), jnp.inf, jnp.float32) if task.validated else None,
@@ -105,20 +101,9 @@ def begin(task: Task, start: Start, orders: Any) -> Run:
     return (jax.vmap(one, in_axes=axes) if plan.many else one)(start, orders, task.settings)
 
 
-def _copy_at_least_single(leaf: Any) -> jax.Array:
-    """A copy in which an average does not stall."""
-    return jnp.array(leaf, jnp.promote_types(leaf.dtype, jnp.float32))
-
-
-def evaluated_params(run: Run) -> Any:
-    """The parameters that are evaluated and returned: the average, if there is one."""
-    params = run.state.params
-    return params if run.average is None else jax.tree.map(lambda a, p: a.astype(p.dtype), run.average, params)
-
-
 def end_epoch(run: Run, task: Task, epoch: Any, limits: Limits) -> tuple[Run, Any]:
     """Evaluate, remember the best, and see whether patience has ended; the run and its validation loss."""
-    params = evaluated_params(run)
+    params = evaluated_params(run.state.params, run.state.opt_state)
     active = run.active & (run.skipped < limits.max_skipped)
     if task.held_out is None:
         better, loss = run.active, run.best_loss

@@ -27,7 +27,7 @@ from jaxloss.train.checks import (
     check_params,
     choose_objective,
 )
-from jaxloss.train.compiled import evaluated_params
+from jaxloss.train.evaluation import evaluated_params
 from jaxloss.train.mesh import DATA_AXIS, Placement
 from jaxloss.train.objective import Objective, has_statistics
 from jaxloss.train.order import Layout
@@ -40,12 +40,15 @@ from jaxloss.train.task import Clock, Plan, Start, Task
 
 __all__ = ["FitResult", "NonFiniteError", "fit"]
 
+_evaluate_params = jax.jit(evaluated_params)
+
 
 class FitResult(NamedTuple):
     """What a fit returns."""
 
     params: Any
-    """The best parameters by validation loss, or the last ones if there is no validation data; averaged, if asked."""
+    """The best parameters by validation loss, or the last ones if there is no validation data; those to evaluate, where
+    the optimizer steps others: `average_params`, `optax.contrib.schedule_free`, `optax.lookahead`."""
     state: TrainState
     """The last state."""
     history: dict[str, np.ndarray]
@@ -78,7 +81,6 @@ def fit(
     model_state: Any = None,
     seed: int = 0,
     micro_batches: int = 1,
-    average: float | None = None,
     nonfinite: str = "error",
     max_skipped: int = 10,
     callbacks: Sequence[Callable[[int, TrainState, dict[str, float]], Any]] = (),
@@ -100,14 +102,15 @@ def fit(
     validation: whole arrays.
     loss: any loss; its settings bound with `Partial`. `objective`, in place of apply and loss, for anything else.
     optimizer: of optax, also one that asks for the loss or searches along a line, such as `optax.lbfgs()`: see
-        `make_step`.
+        `make_step`. Where it has other parameters to evaluate than those it steps, as `average_params` does,
+        `optax.contrib.schedule_free` and `optax.lookahead` (of `optax.LookaheadParams`), they are validated and
+        returned.
     batch_size: rows per step, drawn in a fresh order each epoch that depends on (seed, epoch) alone; the last batch is
         padded, the padding masked. None takes all rows in every step. Of a stream: the rows all batches are padded to,
         None for those of the first. With batch statistics in `model_state` no batch is padded: the last has a shape of
         its own, which is compiled too.
     patience: stop after this many epochs without a better validation loss.
     micro_batches: see `make_step`.
-    average: the decay of a moving average of the parameters, such as 0.999, which is validated and returned.
     nonfinite: what to do with rows that hold NaN or infinity and are not masked: "error" or "mask".
     max_skipped: an update that is not finite is skipped; after so many `NonFiniteError` is raised.
     callbacks: functions of (epoch, state, that epoch's line of the history), called after every epoch; the fit ends
@@ -137,7 +140,7 @@ def fit(
     (3.0, 2.0)
     """
     seed = check_integer("fit", "seed", seed)
-    settings = Settings(epochs, patience, micro_batches, average, nonfinite, max_skipped, batch_size, seed)
+    settings = Settings(epochs, patience, micro_batches, nonfinite, max_skipped, batch_size, seed)
     settings.check("fit", validated=validation is not None)
     objective = choose_objective("fit", apply, loss, objective, stateful=model_state is not None)
     check_optimizer("fit", optimizer)
@@ -163,7 +166,7 @@ def fit(
     everywhere = placement._replace(rule=None)
     task = Task(
         everywhere.put_params(objective), {}, None, None if held_out is None else placement.put_rows(held_out),
-        average, optimizer, Plan(micro_batches, placement.mesh, placement.rule),
+        optimizer, Plan(micro_batches, placement.mesh, placement.rule),
     )  # fmt: skip
     source = open_source(task, feed, settings, placement, pads)
     start = Start(placement.put_params(params), everywhere.put_params(model_state), np.uint32(seed % 2**32))
@@ -285,7 +288,7 @@ def _conclude(standing: Standing, settings: Settings, placement: Placement, vali
     for name in ("loss", *(["validation_loss"] if validated else [])):
         curves.setdefault(name, np.zeros(0, np.float32))
     with placement.activate():
-        params = run.best_params if validated else evaluated_params(run)
+        params = run.best_params if validated else _evaluate_params(run.state.params, run.state.opt_state)
     params, state = placement.give_back((params, run.state))
     result = FitResult(params, state, curves, int(run.best_epoch) if validated else clock.epoch)
     in_history = clock.position == 0 and "skipped" in curves  # which then tells, at no cost

@@ -64,7 +64,6 @@ def fit_many(
     objective: Objective | None = None,
     model_state: Any = None,
     micro_batches: int = 1,
-    average: float | None = None,
     nonfinite: str = "error",
     max_skipped: int = 10,
     mesh: Mesh | None = None,
@@ -95,7 +94,7 @@ def fit_many(
     >>> result.history["loss"][:, -1].round(3).tolist()
     [1.077..., 0.00..., 0.0]
     """
-    settings = Settings(epochs, patience, micro_batches, average, nonfinite, max_skipped, batch_size)
+    settings = Settings(epochs, patience, micro_batches, nonfinite, max_skipped, batch_size)
     settings.check("fit_many", validated=validation is not None or validation_rows is not None)
     objective = choose_objective("fit_many", apply, loss, objective, stateful=model_state is not None)
     members = _count_members(params, model_state)
@@ -132,7 +131,6 @@ def fit_many(
         spread(own),
         share(batch),
         share(held_out),
-        average,
         optimizer,
         Plan(micro_batches, layout=layout, many=True),
     )
@@ -144,7 +142,7 @@ def fit_many(
         while clock.epoch < epochs and going:
             run, clock, going, ended = source.advance(run, clock, MANY, epochs)
             parts.append(ended)
-        run = jax.tree.map(lambda leaf: leaf[:members], run._replace(state=None, sums=None, average=None))
+        run = jax.tree.map(lambda leaf: leaf[:members], run._replace(state=None, sums=None))
     validated = held_out is not None or validation_rows is not None
     skipped = np.minimum(np.asarray(run.skipped), max_skipped)
     _warn_of_lost(skipped, max_skipped)

@@ -20,6 +20,7 @@ from jaxloss.contract import shown
 from jaxloss.reduce import LossSum, divide
 from jaxloss.train.batch import Batch, regular
 from jaxloss.train.checks import check_integer, check_optimizer, check_params
+from jaxloss.train.evaluation import differentiated_params
 from jaxloss.train.objective import Objective, is_stateful, objective_sum, penalty_sum, split_penalty
 from jaxloss.train.state import TrainState
 
@@ -93,12 +94,13 @@ def make_step(
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
         check_params("make_step", state.params)
         key = jax.random.fold_in(state.key, state.step) if is_stateful(objective) or micro_batches > 1 else state.key
-        (grads, sum_), model_state = accumulate(gradients, state.params, batch, state.model_state, key)
+        params = differentiated_params(state.params)
+        (grads, sum_), model_state = accumulate(gradients, params, batch, state.model_state, key)
         weights = jax.tree.leaves(sum_.weight)
         grads = [jax.tree.map(lambda leaf, w=w: divide(leaf, w).astype(leaf.dtype), g) for g, w in zip(grads, weights)]
         metrics: dict[str, Any] = {"loss": sum_}
         if penalty is not None:
-            more, metrics["penalty"] = jax.grad(_valued(penalty), has_aux=True)(state.params)
+            more, metrics["penalty"] = jax.grad(_valued(penalty), has_aux=True)(params)
             grads.append(more)
         grads = jax.tree.map(lambda *heads: sum(heads), *grads) if len(grads) > 1 else grads[0]
 

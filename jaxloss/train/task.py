@@ -24,8 +24,6 @@ class Run(NamedTuple):
     """All that a training run carries from step to step; of many runs, stacked."""
 
     state: TrainState
-    average: Any
-    """The moving average of the parameters, or None."""
     sums: Any
     """The metrics of the epoch so far; None where epochs have one step."""
     best_params: Any
@@ -92,8 +90,6 @@ class Task:
     data: Any
     """A `Batch`; None if batches come from outside."""
     held_out: Batch | None
-    decay: float | None
-    """That of the parameters' moving average."""
     optimizer: Any = dataclasses.field(metadata={"static": True})
     plan: Plan = dataclasses.field(metadata={"static": True})
 

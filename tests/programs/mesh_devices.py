@@ -4,14 +4,15 @@ import jax
 import numpy as np
 import optax
 from jax.sharding import PartitionSpec as P
-from mesh_problem import batch, losses, net, params, target, x
+from mesh_problem import batch, losses, net, optimizer, params, target, x
 
 from jaxloss import mse
-from jaxloss.train import Batch, fit
+from jaxloss.train import Batch, average_params, fit
 
 jax.config.update("jax_num_cpu_devices", 4)
 mesh = jax.make_mesh((4,), ("data",))
 alone = losses()
+averaging = average_params(optimizer, 0.5)
 padded = Batch(*(np.concatenate([leaf, leaf[:1]]) for leaf in batch))
 padded.where[-1] = False
 for name, result in {
@@ -27,7 +28,7 @@ for name, result in {
 
 # shuffled batches: another draw on each number of devices, but every row counts once
 for size in (32, 30):
-    result = losses(epochs=1, batch_size=size, mesh=mesh, average=0.5, validation=(x, target))
+    result = losses(epochs=1, batch_size=size, mesh=mesh, optimizer=averaging, validation=(x, target))
     still = fit(net, params, batch, loss=mse, optimizer=optax.sgd(0.0), epochs=1, batch_size=size, mesh=mesh)
     np.testing.assert_allclose(still.history["loss"][0], alone.history["loss"][0], 1e-6)
     evaluated = float(mse(net(result.params, x), target))

@@ -25,4 +25,4 @@ def net(params, x):
 
 
 def losses(data=batch, epochs=200, **settings):
-    return fit(net, params, data, loss=mse, optimizer=optimizer, epochs=epochs, **settings)
+    return fit(net, params, data, loss=mse, epochs=epochs, **{"optimizer": optimizer, **settings})

@@ -26,6 +26,7 @@ from jaxloss.likelihood.counts import NegativeBinomial as NegativeBinomial
 from jaxloss.likelihood.counts import Poisson as Poisson
 from jaxloss.likelihood.distribution import Distribution as Distribution
 from jaxloss.likelihood.ensemble import Ensemble as Ensemble
+from jaxloss.likelihood.ensemble import ensemble_predict as ensemble_predict
 from jaxloss.likelihood.interval import Interval as Interval
 from jaxloss.likelihood.interval import interval_score as interval_score
 from jaxloss.likelihood.interval import ordered as ordered

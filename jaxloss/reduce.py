@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from jaxloss.contract import PointwiseLoss, event_rank, loss_name, require_function, shown, unbound
 
 __all__ = [
-    "Axis", "LossSum", "check_reduction", "divide", "hide", "loss_sum", "observed", "reduce_losses", "total_weight",
+    "Axis", "LossSum", "check_reduction", "divide", "hide", "loss_rank", "loss_sum", "observed", "reduce_losses",
+    "total_weight",
 ]  # fmt: skip
 
 REDUCTIONS = ("mean", "weighted_mean", "sum", "none")
@@ -143,6 +144,12 @@ def total_weight(
     return jnp.broadcast_to(where, shape).sum(axes, dtype=dtype if reduced <= 2**24 else jnp.int32).astype(dtype)
 
 
+def loss_rank(loss: Any, pred: Any, target: Any) -> int:
+    """The rank of the elementwise losses: the target's, less the axes that are one value to the loss."""
+    function = unbound(loss)[0]
+    return jnp.ndim(target) - event_rank(function.lifted.event_ndim if isinstance(function, PointwiseLoss) else 0, pred)
+
+
 def loss_sum(
     loss: Any,
     pred: Any,
@@ -174,7 +181,6 @@ def loss_sum(
         shared = {"weights": weights, "where": where, "axis": axis, "reduction": reduction}
         return function.sums(pred, target, **shared, **bound, **settings)
     total = loss(pred, target, weights=weights, where=where, axis=axis, reduction="sum", **settings)
-    shape = jnp.shape(target)
-    shape = shape[: len(shape) - event_rank(lifted.event_ndim if lifted else 0, pred)]
+    shape = jnp.shape(target)[: loss_rank(function, pred, target)]
     axes = check_reduction(name, reduction, axis, len(shape))
     return LossSum(total, total_weight(shape, total.dtype, weights, where, axes, reduction))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import re
+import socket
 import subprocess
 import sys
 
@@ -57,14 +58,40 @@ def count_all_reduces(program: str) -> int:
     return len(re.findall(r"= [^=]*? all-reduce(?:-start)?\(", program))
 
 
-def run_python(code: str, **environment: str) -> str:
-    """Run the code in a fresh interpreter in the repository root; its output. Fails with its standard error."""
-    return _run(["-c", code], environment)
+def start_program(name: str, *arguments: object, **environment: str) -> subprocess.Popen:
+    """Start tests/programs/NAME.py in a fresh interpreter in the repository root."""
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": paths, **environment}
+    command = [sys.executable, "-W", "error", str(ROOT / "tests" / "programs" / f"{name}.py"), *map(str, arguments)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
 
 
 def run_program(name: str, *arguments: object, **environment: str) -> str:
-    """Run a file of tests/programs in a fresh interpreter in the repository root; its output. Fails as above."""
-    return _run([f"tests/programs/{name}", *map(str, arguments)], environment)
+    """Run it to its end; its output. Fails with its standard error, which must be empty."""
+    process = start_program(name, *arguments, **environment)
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors[-4000:]
+    assert errors == ""
+    return output
+
+
+def dumping(folder: pathlib.Path) -> dict[str, str]:
+    """An environment in which XLA writes each program it compiles to the folder."""
+    flags = f"--xla_dump_to={folder} --xla_dump_hlo_as_text --xla_dump_hlo_module_re=jit_train"
+    return {"XLA_FLAGS": flags, "JAX_ENABLE_COMPILATION_CACHE": "false"}
+
+
+def free_address() -> str:
+    """An address of this machine at which no one listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+def run_python(code: str, **environment: str) -> str:
+    """Run the code in a fresh interpreter in the repository root; its output. Fails with its standard error."""
+    return _run(["-c", code], environment)
 
 
 def _run(words: list[str], environment: dict[str, str]) -> str:

@@ -12,7 +12,7 @@ from jax.tree_util import Partial
 import jaxloss
 from jaxloss import huber, mae, mse
 from jaxloss.train import Batch, TrainState, fit, make_step, supervised
-from jaxloss.train.data import epoch_orders
+from jaxloss.train.order import draw_orders
 
 ROWS, FEATURES = 50, 3
 OPTIMIZER = optax.adam(0.05)
@@ -42,7 +42,7 @@ def test_fit_is_the_hand_written_loop():
     step = jax.jit(make_step(supervised(linear, huber), OPTIMIZER))
     state = TrainState.create(start(), OPTIMIZER, seed=7)
     losses = []
-    for order in epoch_orders(7, 0, 3, ROWS)[:, 0]:
+    for order in draw_orders(7, 0, 3, ROWS)[:, 0]:
         total = 0
         for rows in np.split(order, [16, 32, 48]):
             state, metrics = step(state, jax.tree.map(lambda leaf, rows=rows: leaf[rows], batch))
@@ -56,11 +56,11 @@ def test_fit_is_the_hand_written_loop():
 
 
 def test_orders_are_permutations_keyed_by_seed_and_epoch():
-    orders = epoch_orders(3, 5, 2, 100)[:, 0]
+    orders = draw_orders(3, 5, 2, 100)[:, 0]
     assert [sorted(order) for order in orders] == [list(range(100))] * 2
     assert not np.array_equal(orders[0], orders[1])
-    np.testing.assert_array_equal(epoch_orders(3, 6, 1, 100)[0, 0], orders[1])
-    assert not np.array_equal(epoch_orders(4, 5, 1, 100)[0, 0], orders[0])
+    np.testing.assert_array_equal(draw_orders(3, 6, 1, 100)[0, 0], orders[1])
+    assert not np.array_equal(draw_orders(4, 5, 1, 100)[0, 0], orders[0])
 
 
 def test_full_batch_descent_converges_to_least_squares():
@@ -71,19 +71,20 @@ def test_full_batch_descent_converges_to_least_squares():
 
 
 def test_second_call_compiles_nothing():
-    x, target = data()
+    traced = []
+
+    def apply(params, x):
+        traced.append(x)
+        return linear(params, x)
 
     def run(delta, epochs, seed):
-        loss = Partial(huber, delta=delta)
-        return fit(
-            linear, start(), (x, target), loss=loss, optimizer=OPTIMIZER, epochs=epochs, batch_size=16, seed=seed
-        )
+        settings = {"loss": Partial(huber, delta=delta), "epochs": epochs, "seed": seed, "batch_size": 16}
+        return fit(apply, start(), data(), optimizer=OPTIMIZER, **settings)
 
     run(1.0, 2, 0)
-    with pytest.MonkeyPatch.context() as patch:
-        traced = []
-        patch.setattr(jaxloss.reduce, "total_weight", lambda *args: traced.append(args))
-        run(2.0, 5, 1)
+    assert traced
+    traced.clear()
+    run(2.0, 5, 1)
     assert not traced
 
 
@@ -173,7 +174,6 @@ REFUSED = {
     "rows differ": ({"data": (X, TARGET[:-1])}, ValueError, "49"),
     "weights of other rows": ({"data": Batch(X, TARGET, TARGET[:-1])}, jaxloss.ShapeError, "weights"),
     "not a pair": ({"data": X}, TypeError, "(x, target)"),
-    "batch larger than data": ({"batch_size": 51}, ValueError, "51"),
     "batch of nothing": ({"batch_size": 0}, ValueError, "batch_size"),
     "negative epochs": ({"epochs": -1}, ValueError, "epochs"),
     "patience without validation": ({"patience": 3}, ValueError, "validation"),
@@ -214,8 +214,6 @@ REFUSED = {
             "float32 to int32",
         ),
         ({"mesh": "data"}, "jax.make_mesh"),
-        ({"data": [(X, TARGET)], "epoch_steps": 1.5}, "epoch_steps must be an integer"),
-        ({"average": "a"}, "average='a'"),
     ],
 )
 def test_other_bad_input_is_one_line(changed, words):

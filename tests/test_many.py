@@ -1,19 +1,17 @@
 """`fit_many`: every member as `fit` trains it alone; sweeps, splits, early ends; the ensemble's prediction."""
 
-import textwrap
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from jax.tree_util import Partial
-from support import run_python
+from support import dumping, run_program
 from test_fit import FEATURES, ROWS, data, linear
 
 import jaxloss
-from jaxloss import Mixture, Normal, huber, mse
-from jaxloss.train import Batch, ensemble_predict, fit, fit_many
+from jaxloss import Mixture, Normal, ensemble_predict, huber, mse
+from jaxloss.train import Batch, average_params, fit, fit_many
 
 RANDOM = np.random.default_rng(0)
 MEMBERS = 3
@@ -21,6 +19,10 @@ MEMBERS = 3
 
 def starts():
     return {"weight": RANDOM.normal(size=(MEMBERS, FEATURES)).astype(np.float32), "bias": np.zeros(MEMBERS, np.float32)}
+
+
+def averaging_adam(learning_rate):
+    return average_params(optax.adam(learning_rate), 0.5)
 
 
 def member(tree, number):
@@ -33,14 +35,14 @@ def same(left, right, rtol=1e-5):
 
 def test_members_with_their_own_seeds_settings_and_rates():
     start, deltas, rates = starts(), np.float32([0.1, 0.5, 2.0]), np.float32([0.01, 0.05, 0.1])
-    shared = {"epochs": 12, "batch_size": 16, "validation": data(seed=5), "patience": 4, "average": 0.5}
+    shared = {"epochs": 12, "batch_size": 16, "validation": data(seed=5), "patience": 4}
     result = fit_many(
-        linear, start, data(), loss=huber, loss_settings={"delta": deltas}, optimizer=optax.adam,
+        linear, start, data(), loss=huber, loss_settings={"delta": deltas}, optimizer=averaging_adam,
         optimizer_settings={"learning_rate": rates}, seeds=[4, 5, 6], **shared,
     )  # fmt: skip
     for number in range(MEMBERS):
         loss = Partial(huber, delta=deltas[number])
-        rate = optax.adam(rates[number])
+        rate = averaging_adam(rates[number])
         alone = fit(linear, member(start, number), data(), loss=loss, optimizer=rate, seed=4 + number, **shared)
         same(member(result.params, number), alone.params)
         assert result.best_epoch[number] == alone.best_epoch
@@ -114,34 +116,9 @@ def test_the_ensemble_predicts_a_distribution():
 
 
 @pytest.mark.slow
-def test_members_over_devices_are_the_same():
-    code = textwrap.dedent("""
-        import sys
-        sys.path.insert(0, "tests")
-        import jax
-        jax.config.update("jax_num_cpu_devices", 2)
-        import numpy as np, optax, re
-        from test_many import data, linear, starts
-        from jaxloss import mse
-        from jaxloss.train import fit_many, sources
-        mesh = jax.make_mesh((2,), ("member",))
-        settings = {"loss": mse, "optimizer": optax.adam(0.05), "epochs": 9, "batch_size": 16,
-                    "validation": data(seed=2), "patience": 3}
-        start = starts()
-        real = sources.train
-        def spy(*args, **kwargs):
-            text = real.lower(*args, **kwargs).compile().as_text()
-            print(sorted(set(re.findall("(all-reduce|all-gather|all-to-all|collective-permute)(?:-start)?[(]", text))))
-            return real(*args, **kwargs)
-        sources.train = spy
-        spread = fit_many(linear, start, data(), mesh=mesh, **settings)
-        sources.train = real
-        alone = fit_many(linear, start, data(), **settings)
-        for name in alone.history:
-            np.testing.assert_allclose(spread.history[name], alone.history[name], 1e-6)
-        assert spread.best_epoch.tolist() == alone.best_epoch.tolist()
-    """)
-    assert run_python(code).split() == ["['all-reduce']"]
+def test_members_over_devices_are_the_same(tmp_path):
+    printed = run_program("members_on_devices", tmp_path, JAX_NUM_CPU_DEVICES="2", **dumping(tmp_path))
+    assert printed.split() == ["['all-reduce']"]
 
 
 def test_an_ensemble_of_unequal_members_is_refused_in_one_line():
@@ -174,7 +151,7 @@ REFUSED = {
     "an optimizer that is not made": ({"optimizer": optax.adam}, TypeError, "optax.adam(1e-3)"),
     "model state": ({"model_state": {"n": np.zeros(2)}}, jaxloss.ShapeError, "(2,), (3,)"),
     "a mesh": ({"mesh": 4}, TypeError, "jax.make_mesh"),
-    "batch size": ({"batch_size": 51}, ValueError, "51"),
+    "batch size": ({"batch_size": 0}, ValueError, "batch_size=0"),
 }
 
 

@@ -33,7 +33,7 @@ def test_exports_for_every_platform_and_runs_here(row):
 
 @pytest.mark.slow
 def test_four_devices_agree_with_one_in_a_single_all_reduce():
-    assert run_program("losses_on_four_devices.py", JAX_NUM_CPU_DEVICES="4").startswith("agree")
+    assert run_program("losses_on_four_devices", JAX_NUM_CPU_DEVICES="4").startswith("agree")
 
 
 @each_loss

@@ -526,8 +526,8 @@ def test_examples_in_docstrings_run():
 
 
 def test_pyplot_is_not_loaded_and_settings_are_left_alone():
-    assert run_program("plots_leave_settings_alone.py").split() == ["False", "True"]
+    assert run_program("plots_leave_settings_alone").split() == ["False", "True"]
 
 
 def test_without_matplotlib_the_error_says_what_to_install():
-    assert "pip install 'jaxloss[experiments]'" in run_program("plots_without_matplotlib.py")
+    assert "pip install 'jaxloss[experiments]'" in run_program("plots_without_matplotlib")

@@ -347,7 +347,7 @@ def test_scan_vmap_and_jit():
 
 @pytest.mark.slow
 def test_shards_of_a_mesh_some_of_them_empty():
-    assert run_program("residual_stats_on_four_devices.py", JAX_NUM_CPU_DEVICES="4").startswith("agree")
+    assert run_program("residual_stats_on_four_devices", JAX_NUM_CPU_DEVICES="4").startswith("agree")
 
 
 def test_parts_left_out():

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
 
-from jaxloss.contract import ShapeError
+from jaxloss.contract import ShapeError, shown
 from jaxloss.likelihood.distribution import Distribution, family
+from jaxloss.likelihood.joint import Mixture
 from jaxloss.numerics import kink
 
-__all__ = ["Ensemble", "distance"]
+__all__ = ["Ensemble", "distance", "ensemble_predict"]
 
 Array = jax.Array
 
@@ -72,3 +74,27 @@ def distance(difference: Array) -> Array:
     size = jax.lax.stop_gradient(jnp.max(jnp.abs(difference)))
     unit = jnp.where(size > 0, size, 1)
     return unit * kink.root(jnp.sum(jnp.square(difference / unit)))
+
+
+def ensemble_predict(apply: Callable, params: Any, x: Any) -> Distribution:
+    """The prediction of an ensemble, as a distribution with `mean`, `variance`, `quantile` and the rest.
+
+    apply: `apply(params, x) -> pred`. params: with the members along the first axis, as `train.fit_many` returns them.
+
+    Of predictions that are numbers it is their `Ensemble`; of distributions the equally weighted `Mixture`, whose
+    variance is that within the members plus that between them (Lakshminarayanan et al. 2017).
+
+    >>> params = jnp.array([[1.0], [3.0]])
+    >>> ensemble_predict(lambda params, x: x @ params, params, jnp.ones((5, 1))).mean.tolist()
+    [2.0, 2.0, 2.0, 2.0, 2.0]
+    """
+    sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(params)}
+    if len(sizes) != 1 or () in sizes or (0,) in sizes:
+        raise ShapeError(f"ensemble_predict: every leaf of params needs the members first, got {sorted(sizes)}")
+    preds = jax.vmap(apply, in_axes=(0, None))(params, x)
+    if isinstance(preds, jax.Array):
+        return Ensemble.of(preds)
+    if not isinstance(preds, Distribution):
+        raise TypeError(f"ensemble_predict: apply must give an array or a distribution, got {shown(type(preds))}")
+    components = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, -1), preds)
+    return Mixture(jnp.zeros_like(jax.tree.leaves(components)[0]), components)

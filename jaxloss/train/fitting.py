@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import operator
+import dataclasses
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,31 +16,39 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, PartitionSpec
 
-from jaxloss.contract import as_pytree, shown
-from jaxloss.train.data import Layout, as_batch, count_rows, screen
-from jaxloss.train.epochs import Clock, Limits, Run, told_params
-from jaxloss.train.objective import Objective, supervised
-from jaxloss.train.placement import DATA_AXIS, automatic, returned, spread, spread_orders, spread_params, within
+from jaxloss.train.batch import Batch, as_batch, screen
+from jaxloss.train.checks import (
+    Settings,
+    check_at_least_one,
+    check_batch_size,
+    check_callbacks,
+    check_integer,
+    check_optimizer,
+    check_params,
+    choose_objective,
+)
+from jaxloss.train.evaluation import evaluated_params
+from jaxloss.train.mesh import DATA_AXIS, Placement
+from jaxloss.train.objective import Objective, has_statistics
+from jaxloss.train.order import Layout
 from jaxloss.train.progress import Progress
-from jaxloss.train.saving import Saving, configuration
-from jaxloss.train.sources import Arrays, Stream, is_whole, iterable_passes, mapped_batches
-from jaxloss.train.state import Batch, TrainState
-from jaxloss.train.step import check_optimizer, check_params, whole
+from jaxloss.train.resume import Saver, Standing, describe
+from jaxloss.train.sources import ArraySource, Feed, Pace, Source, Stream, StreamSource, read_mapped
+from jaxloss.train.state import TrainState
+from jaxloss.train.storage import digest
+from jaxloss.train.task import Clock, Plan, Start, Task
 
 __all__ = ["FitResult", "NonFiniteError", "fit"]
 
-ALL_STEPS = 2**30
-"""No bound on the steps of a call but that of its source."""
-
-SECONDS_PER_CALL = 0.25
-"""How long the compiled program runs before the host looks up, where there is something to look after."""
+_evaluate_params = jax.jit(evaluated_params)
 
 
 class FitResult(NamedTuple):
     """What a fit returns."""
 
     params: Any
-    """The best parameters by validation loss, or the last ones if there is no validation data; averaged, if asked."""
+    """The best parameters by validation loss, or the last ones if there is no validation data; those to evaluate, where
+    the optimizer steps others: `average_params`, `optax.contrib.schedule_free`, `optax.lookahead`."""
     state: TrainState
     """The last state."""
     history: dict[str, np.ndarray]
@@ -68,14 +75,12 @@ def fit(
     optimizer: optax.GradientTransformation,
     epochs: int,
     batch_size: int | None = None,
-    epoch_steps: int | None = None,
     validation: Any = None,
     patience: int | None = None,
     objective: Objective | None = None,
     model_state: Any = None,
     seed: int = 0,
     micro_batches: int = 1,
-    average: float | None = None,
     nonfinite: str = "error",
     max_skipped: int = 10,
     callbacks: Sequence[Callable[[int, TrainState, dict[str, float]], Any]] = (),
@@ -92,18 +97,20 @@ def fit(
 
     apply: `apply(params, x) -> pred`, or its stateful form (`supervised`) when `model_state` is given.
     data: `(x, target)` or a `Batch` of whole arrays, rows along the first axis; those in files (`np.memmap`) are read
-        batch by batch. Or an iterable of such batches, one pass an epoch: a list, a grain dataset, a generator.
+        batch by batch. Or an iterable of such batches, lists of two or dicts included, one pass an epoch: a list, a
+        PyTorch `DataLoader`, a grain dataset, a generator; with more to say of it, a `Stream`.
     validation: whole arrays.
     loss: any loss; its settings bound with `Partial`. `objective`, in place of apply and loss, for anything else.
     optimizer: of optax, also one that asks for the loss or searches along a line, such as `optax.lbfgs()`: see
-        `make_step`.
+        `make_step`. Where it has other parameters to evaluate than those it steps, as `average_params` does,
+        `optax.contrib.schedule_free` and `optax.lookahead` (of `optax.LookaheadParams`), they are validated and
+        returned.
     batch_size: rows per step, drawn in a fresh order each epoch that depends on (seed, epoch) alone; the last batch is
         padded, the padding masked. None takes all rows in every step. Of a stream: the rows all batches are padded to,
-        None for those of the first.
-    epoch_steps: ends the epochs of a stream after so many batches; it may then be endless, or begin anew meanwhile.
+        None for those of the first. With batch statistics in `model_state` no batch is padded: the last has a shape of
+        its own, which is compiled too.
     patience: stop after this many epochs without a better validation loss.
     micro_batches: see `make_step`.
-    average: the decay of a moving average of the parameters, such as 0.999, which is validated and returned.
     nonfinite: what to do with rows that hold NaN or infinity and are not masked: "error" or "mask".
     max_skipped: an update that is not finite is skipped; after so many `NonFiniteError` is raised.
     callbacks: functions of (epoch, state, that epoch's line of the history), called after every epoch; the fit ends
@@ -116,10 +123,9 @@ def fit(
         `save_every` seconds (None: none), at the end, and when SIGTERM asks to stop, after which `Interrupted`, a
         `SystemExit`, is raised. The last `keep` are kept, and the best. Without it no file is written.
     resume: go on from the newest whole checkpoint in run_dir, to the same bytes as if it had never stopped; from the
-        start, if there is none. Refused where the functions, optimizer, data or numbers are not those of the
-        checkpoint; epochs, patience and mesh may differ. Of a function its code is compared (under one version of
-        Python), and what it closes over and reads from its module; not the methods of classes, such as a flax
-        model's, nor the code of installed packages, nor a stream.
+        start, if there is none. Refused where data, numbers, or the names of functions, the settings they bind and the
+        numbers they close over are not those of the checkpoint; epochs, patience and mesh may differ. The code of
+        functions and the batches of a stream are not compared.
     profile: write a profiler trace of the first two calls of the compiled program to run_dir.
 
     The caller's arrays are neither donated nor changed. A second call with the same functions, optimizer and shapes
@@ -133,175 +139,164 @@ def fit(
     >>> round(float(result.params["slope"]), 3), round(float(result.params["intercept"]), 3)
     (3.0, 2.0)
     """
+    seed = check_integer("fit", "seed", seed)
+    settings = Settings(epochs, patience, micro_batches, nonfinite, max_skipped, batch_size, seed)
+    settings.check("fit", validated=validation is not None)
     objective = choose_objective("fit", apply, loss, objective, stateful=model_state is not None)
-    held_out = None if validation is None else screen("validation", as_batch("validation", validation), nonfinite)
-    check_numbers("fit", epochs, patience, held_out, average, max_skipped, micro_batches)
-    limits, seed = limits_of(patience, max_skipped), whole("fit", "seed", seed)
     check_optimizer("fit", optimizer)
     check_params("fit", params)
-    callbacks = callbacks or ()
-    if not (isinstance(callbacks, Sequence) and all(map(callable, callbacks))):
-        raise TypeError(f"fit: callbacks must be a list of functions of (epoch, state, line), got {shown(callbacks)}")
-    given, mesh = mesh, automatic("fit", mesh)
-    if mesh is not None and DATA_AXIS not in mesh.shape:
-        raise ValueError(f"fit: the mesh needs an axis {DATA_AXIS!r}, it has {tuple(mesh.shape)}")
-    if mesh is None and shard_params is not None:
-        raise ValueError("fit: shard_params needs a mesh")
-    objective, model_state = spread_params((objective, model_state), mesh)
-    params = spread_params(params, mesh, shard_params)
-    shared = (objective, optimizer, None if held_out is None else spread(held_out, mesh), limits, average)
-    numbers = {
-        "batch_size": batch_size, "epoch_steps": epoch_steps, "seed": seed, "micro_batches": micro_batches,
-        "nonfinite": nonfinite,
-    }  # fmt: skip
-    saving = Saving(
+    callbacks = check_callbacks(callbacks)
+    if profile and run_dir is None:
+        raise ValueError("fit: profile=True needs a run_dir")
+    placement = Placement.of("fit", mesh, shard_params)
+    if placement.mesh is not None and DATA_AXIS not in placement.mesh.shape:
+        raise ValueError(f"fit: the mesh needs an axis {DATA_AXIS!r}, it has {tuple(placement.mesh.shape)}")
+    held_out = None if validation is None else screen("validation", as_batch("validation", validation), nonfinite)
+    pads = not has_statistics(model_state)
+    feed = as_feed(data, settings, pads)
+    saver = Saver(
         run_dir, save_every, keep, resume,
-        lambda: configuration(
-            objective, optimizer, as_batch("data", data) if is_whole(data) else None, held_out, average=average,
-            **numbers,
-        ),
+        lambda: {
+            "objective": describe(objective), "optimizer": describe(optimizer),
+            "data": digest(feed) if isinstance(feed, Batch) else "a stream",
+            "validation": None if held_out is None else digest(held_out),
+            **{name: describe(value) for name, value in settings.identity.items()},
+        },
     )  # fmt: skip
-    source = _source((*shared, mesh, shard_params), data, epochs=epochs, mesh=mesh, **numbers)
+    everywhere = placement._replace(rule=None)
+    task = Task(
+        everywhere.put_params(objective), {}, None, None if held_out is None else placement.put_rows(held_out),
+        optimizer, Plan(micro_batches, placement.mesh, placement.rule),
+    )  # fmt: skip
+    source = open_source(task, feed, settings, placement, pads)
+    start = Start(placement.put_params(params), everywhere.put_params(model_state), np.uint32(seed % 2**32))
     with contextlib.ExitStack() as begun:
         begun.callback(source.close)  # if anything goes wrong
-        with within(mesh):
-            run = source.begin(params, model_state, np.uint32(seed % 2**32))
-            run, clock, history = saving.resumed(run, Clock(0, 0), {})
+        with placement.activate():
+            standing = saver.restore(Standing(source.begin(start), Clock(0, 0), {}))
         begun.pop_all()
     if resume:  # patience may be another one now
-        ended = held_out is not None and clock.epoch - int(run.best_epoch) >= limits.patience
-        with within(mesh):
-            run = run._replace(active=jnp.array(not ended and int(run.skipped) < max_skipped))
-    log = Progress(epochs, source.plan.layout.steps, progress, run_dir, clock.epoch if resume else None)
-    watched = log.watches or bool(callbacks)
-    left, going = 32 if watched else ALL_STEPS, not resume or bool(run.active)
-    with saving, contextlib.ExitStack() as opened:
+        standing = _reconsider(standing, settings, placement)
+    log = Progress(epochs, source.task.plan.layout.steps, progress, run_dir, standing.clock.epoch if resume else None)
+    loop = _Loop(source, saver, log, placement, callbacks, Pace(log.watches or bool(callbacks)))
+    with saver, contextlib.ExitStack() as opened:
         opened.callback(log.close)
         opened.callback(source.close)
-        trace = opened.enter_context(contextlib.ExitStack())
-        if profile:
-            if run_dir is None:
-                raise ValueError("fit: profile=True needs a run_dir")
-            jax.profiler.start_trace(str(run_dir))
-            trace.callback(jax.profiler.stop_trace)
-        calls = 0
-        while clock.epoch < epochs and going:
-            began, started = clock.epoch, time.perf_counter()
-            with within(mesh):
-                run, clock, going, ended = source.advance(run, clock, left, began + 1 if callbacks else epochs)
-            seconds, calls = time.perf_counter() - started, calls + 1
-            if calls == 2:
-                trace.close()
-            for name, curve in ended.items():
-                history.setdefault(name, []).append(curve)
-            log.report(began, ended, seconds)
-            if callbacks and clock.epoch > began:
-                line = {name: float(curve[0]) for name, curve in ended.items()}
-                with within(mesh):
-                    state = jax.tree.map(jnp.copy, run.state)  # the next call takes the run's arrays
-                state = returned(state, given)
-                told = [callback(clock.epoch, state, line) for callback in callbacks]
-                going = going and not any(isinstance(one, bool | np.bool_) and one for one in told)
-            if watched:
-                left = max(1, min(8 * left, int(left * SECONDS_PER_CALL / seconds), ALL_STEPS))
-                with within(mesh):
-                    left = saving.look_up(run, clock, history, clock.epoch >= epochs or not going, left)
-    return finished(run, clock, history, held_out is not None, max_skipped, mesh, given)
+        standing = loop.run(standing, epochs, _trace_of_calls(opened, run_dir) if profile else None)
+    return _conclude(standing, settings, placement, held_out is not None)
 
 
-def _source(
-    shared: tuple, data: Any, *, epochs: int, batch_size: int | None, epoch_steps: int | None, seed: int,
-    micro_batches: int, nonfinite: str, mesh: Mesh | None,
-) -> Arrays | Stream:  # fmt: skip
-    """Where the batches come from."""
-    if is_whole(data):
-        if epoch_steps is not None:
-            raise ValueError(f"fit: epoch_steps={epoch_steps} is for streams; of arrays an epoch is all rows")
-        batch = screen("data", as_batch("data", data), nonfinite)
-        rows = check_batch_size(batch_size, batch)
-        layout = Layout.of(count_rows(batch), rows, 1 if mesh is None else mesh.shape[DATA_AXIS])
-        return Arrays(
-            *shared, data=spread(batch, mesh), layout=layout, epochs=epochs, micro_batches=micro_batches,
-            orders=None if layout.steps == 1 else functools.partial(layout.orders, seed),
-            place_orders=lambda orders: spread_orders(orders, mesh),
-        )  # fmt: skip
-    even = False
-    if isinstance(data, tuple):
+def as_feed(data: Any, settings: Settings, pads: bool) -> Batch | Feed:
+    """The data converted, checked and screened: whole arrays, or what gives batches."""
+    size = settings.batch_size
+    if isinstance(data, tuple | Mapping):
         batch = as_batch("data", data)
-        batch_size = check_batch_size(batch_size, batch)
-        passes, even = mapped_batches(batch, batch_size, seed), count_rows(batch) % batch_size == 0
-    elif hasattr(data, "__iter__") and not isinstance(data, str | bytes | Mapping):
-        passes = iterable_passes(data)
-    else:
-        raise TypeError(f"fit: data must be (x, target), a Batch or an iterable of them, got {type(data).__name__}")
-    for what, number in (("batch_size", batch_size), ("epoch_steps", epoch_steps)):
-        if number is not None and whole("fit", what, number) < 1:
-            raise ValueError(f"fit: {what}={number} must be at least 1")
-    return Stream(
-        *shared, passes=passes, micro_batches=micro_batches, batch_size=batch_size, epoch_steps=epoch_steps,
-        nonfinite=nonfinite, even=even,
-    )  # fmt: skip
+        size = check_batch_size("fit", size, batch.rows)
+        if not any(isinstance(leaf, np.memmap) for leaf in jax.tree.leaves(batch)):
+            return screen("data", batch, settings.nonfinite)
+        passes, even = read_mapped(batch, size, settings.seed), batch.rows % size == 0
+        return Feed(passes, size, settings.nonfinite, even=even, pads=pads)
+    if not isinstance(data, Stream):
+        if not isinstance(data, Iterable) or isinstance(data, str | bytes):
+            told = type(data).__name__
+            raise TypeError(f"fit: data must be (x, target), a Batch or an iterable of them, got {told}")
+        data = Stream(data)
+    if size is not None:
+        check_at_least_one("fit", "batch_size", size)
+    return Feed(lambda epoch: iter(data.batches), size, settings.nonfinite, data.epoch_steps, data.keys, pads=pads)
 
 
-def finished(
-    run: Run, clock: Clock, history: dict[str, list[np.ndarray]], validated: bool, limit: int, mesh: Any, given: Any
-) -> FitResult:
+def open_source(task: Task, feed: Batch | Feed, settings: Settings, placement: Placement, pads: bool) -> Source:
+    """Where the batches of the task come from."""
+    if isinstance(feed, Feed):
+        return StreamSource(task, settings.limits, feed, placement)
+    layout = Layout.of(feed.rows, settings.batch_size or feed.rows, placement.shards, pads=pads)
+
+    def draw(first: int, count: int, capacity: int) -> jax.Array:
+        """Orders on the devices, each part's with its rows."""
+        return placement.put(layout.draw(settings.seed, first, count, capacity), None, None, DATA_AXIS)
+
+    plan = task.plan._replace(layout=layout)
+    task = dataclasses.replace(task, data=placement.put_rows(feed), plan=plan)
+    return ArraySource(task, settings.limits, None if layout.steps == 1 else draw, settings.epochs)
+
+
+def _reconsider(standing: Standing, settings: Settings, placement: Placement) -> Standing:
+    """Whether a run that is resumed goes on, by the patience of now."""
+    run, limits = standing.run, settings.limits
+    late = run.best_epoch is not None and standing.clock.epoch - int(run.best_epoch) >= limits.patience
+    with placement.activate():
+        active = jnp.array(not late and int(run.skipped) < limits.max_skipped)
+    return standing._replace(run=run._replace(active=active))
+
+
+def _trace_of_calls(opened: contextlib.ExitStack, run_dir: Any) -> contextlib.ExitStack:
+    """A profiler trace, closed with the stack or before."""
+    trace = opened.enter_context(contextlib.ExitStack())
+    jax.profiler.start_trace(str(run_dir))
+    trace.callback(jax.profiler.stop_trace)
+    return trace
+
+
+class _Loop(NamedTuple):
+    """The calls of a fit, and what is told, saved and asked between them."""
+
+    source: Source
+    saver: Saver
+    log: Progress
+    placement: Placement
+    callbacks: Sequence[Callable]
+    pace: Pace
+
+    def run(self, standing: Standing, epochs: int, trace: contextlib.ExitStack | None) -> Standing:
+        """Up to so many epochs; the trace is closed after the second call."""
+        going, calls = standing.clock == Clock(0, 0) or bool(standing.run.active), 0
+        while standing.clock.epoch < epochs and going:
+            (run, clock, history), started = standing, time.perf_counter()
+            with self.placement.activate():
+                done = self.source.advance(run, clock, self.pace.steps, clock.epoch + 1 if self.callbacks else epochs)
+            seconds, calls = time.perf_counter() - started, calls + 1
+            if trace is not None and calls == 2:
+                trace.close()
+            for name, curve in done.curves.items():
+                history.setdefault(name, []).append(curve)
+            self.log.report(clock.epoch, done.curves, seconds)
+            standing, going = Standing(done.run, done.clock, history), done.going
+            if done.clock.epoch > clock.epoch:
+                going = not self._call_back(standing, done.curves) and going
+            self.pace.adapt(seconds)
+            if self.pace.watched:
+                with self.placement.activate():
+                    self.saver.save_if_due(standing, over=standing.clock.epoch >= epochs or not going)
+        return standing
+
+    def _call_back(self, standing: Standing, curves: dict[str, np.ndarray]) -> bool:
+        """Whether a callback asks to stop."""
+        if not self.callbacks:
+            return False
+        line = {name: float(curve[0]) for name, curve in curves.items()}
+        with self.placement.activate():
+            state = jax.tree.map(jnp.copy, standing.run.state)  # the next call takes the run's arrays
+        state = self.placement.give_back(state)
+        answers = [callback(standing.clock.epoch, state, line) for callback in self.callbacks]
+        return any(isinstance(answer, bool | np.bool_) and bool(answer) for answer in answers)
+
+
+def _conclude(standing: Standing, settings: Settings, placement: Placement, validated: bool) -> FitResult:
     """The result of a run; raises if it was given up, warns if updates were skipped."""
-    curves = {name: np.concatenate(parts) for name, parts in history.items()}
+    run, clock, curves = standing.run, standing.clock, standing.curves
     for name in ("loss", *(["validation_loss"] if validated else [])):
         curves.setdefault(name, np.zeros(0, np.float32))
-    with within(mesh):
-        params = run.best_params if validated else told_params(run)
-    params, state = returned((params, run.state), given)
+    with placement.activate():
+        params = run.best_params if validated else _evaluate_params(run.state.params, run.state.opt_state)
+    params, state = placement.give_back((params, run.state))
     result = FitResult(params, state, curves, int(run.best_epoch) if validated else clock.epoch)
-    told_of = clock.position == 0 and "skipped" in curves  # the history then tells, at no cost
-    if skipped := int(curves["skipped"].sum() if told_of else run.skipped):
+    in_history = clock.position == 0 and "skipped" in curves  # which then tells, at no cost
+    if skipped := int(curves["skipped"].sum() if in_history else run.skipped):
         first = int(run.first_skipped)
         told = f"{skipped} updates were skipped because a loss or parameter was not finite, the first at step {first}"
-        if skipped >= limit:
+        if skipped >= settings.max_skipped:
             repair = "lower the learning rate, clip gradients, or look at that batch"
             raise NonFiniteError(f"fit: {told}: {repair}; the error's `result` holds the last good state", result)
         warnings.warn(f"fit: {told}", stacklevel=3)
     return result
-
-
-def limits_of(patience: int | None, max_skipped: int) -> Limits:
-    """When a run ends early, in numbers that a program can take."""
-    return Limits(min(ALL_STEPS if patience is None else patience, ALL_STEPS), min(max_skipped, ALL_STEPS))
-
-
-def choose_objective(name: str, apply: Any, loss: Any, objective: Any, *, stateful: bool) -> Any:
-    """The objective, or that of apply and loss."""
-    if objective is not None:
-        if apply is not None or loss is not None:
-            raise TypeError(f"{name}: give either apply and loss, or objective (then apply is None)")
-        if not callable(objective):
-            raise TypeError(f"{name}: objective must be a function of (params, batch), got {shown(objective)}")
-        return as_pytree(objective)
-    if apply is None or loss is None:
-        raise TypeError(f"{name}: needs apply and loss=, or objective=")
-    return supervised(apply, loss, stateful=stateful)
-
-
-def check_numbers(
-    name: str, epochs: Any, patience: Any, held_out: Any, average: Any, max_skipped: Any, micro_batches: Any
-) -> None:
-    """Raise `ValueError` for a bad number, `TypeError` for what is none."""
-    if whole(name, "epochs", epochs) < 0:
-        raise ValueError(f"{name}: epochs must not be negative, got {epochs}")
-    if patience is not None and (held_out is None or whole(name, "patience", patience) < 1):
-        raise ValueError(f"{name}: patience={patience} needs validation data and must be at least 1")
-    if average is not None and not (isinstance(average, float | int) and 0 <= average < 1):
-        raise ValueError(f"{name}: average={average!r} is a decay, at least 0 and less than 1")
-    if whole(name, "max_skipped", max_skipped) < 1:
-        raise ValueError(f"{name}: max_skipped={max_skipped} must be at least 1")
-    if whole(name, "micro_batches", micro_batches) < 1:
-        raise ValueError(f"{name}: micro_batches={micro_batches} must be at least 1")
-
-
-def check_batch_size(batch_size: Any, batch: Batch) -> int:
-    """The batch size, that of all rows for None."""
-    rows = count_rows(batch)
-    if batch_size is not None and not 1 <= whole("fit", "batch_size", batch_size) <= rows:
-        raise ValueError(f"fit: batch_size={batch_size} must be between 1 and the number of rows, {rows}")
-    return rows if batch_size is None else operator.index(batch_size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -10,21 +11,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 
 from jaxloss.contract import ShapeError, check_loss, check_number, shown
-from jaxloss.likelihood.distribution import Distribution
-from jaxloss.likelihood.ensemble import Ensemble
-from jaxloss.likelihood.joint import Mixture
-from jaxloss.train.data import Layout, as_batch, count_rows, epoch_orders, screen
-from jaxloss.train.epochs import Clock
-from jaxloss.train.fitting import ALL_STEPS, check_batch_size, check_numbers, choose_objective, limits_of
-from jaxloss.train.objective import Objective
-from jaxloss.train.placement import automatic, place, returned, within
-from jaxloss.train.sources import Arrays
-from jaxloss.train.step import check_optimizer, check_params, whole
+from jaxloss.train.batch import as_batch, screen
+from jaxloss.train.checks import (
+    MANY,
+    Settings,
+    check_batch_size,
+    check_optimizer,
+    check_params,
+    choose_objective,
+)
+from jaxloss.train.mesh import Placement
+from jaxloss.train.objective import Objective, has_statistics
+from jaxloss.train.order import Layout, draw_orders
+from jaxloss.train.sources import ArraySource
+from jaxloss.train.task import Clock, Plan, Start, Task
 
-__all__ = ["FitManyResult", "ensemble_predict", "fit_many"]
+__all__ = ["FitManyResult", "fit_many"]
 
 
 class FitManyResult(NamedTuple):
@@ -59,7 +64,6 @@ def fit_many(
     objective: Objective | None = None,
     model_state: Any = None,
     micro_batches: int = 1,
-    average: float | None = None,
     nonfinite: str = "error",
     max_skipped: int = 10,
     mesh: Mesh | None = None,
@@ -90,94 +94,120 @@ def fit_many(
     >>> result.history["loss"][:, -1].round(3).tolist()
     [1.077..., 0.00..., 0.0]
     """
+    settings = Settings(epochs, patience, micro_batches, nonfinite, max_skipped, batch_size)
+    settings.check("fit_many", validated=validation is not None or validation_rows is not None)
     objective = choose_objective("fit_many", apply, loss, objective, stateful=model_state is not None)
-    members = _members("fit_many", params, model_state)
+    members = _count_members(params, model_state)
     seeds = np.arange(members) if seeds is None else np.asarray(seeds)
     if not np.issubdtype(seeds.dtype, np.integer):
         raise TypeError(f"fit_many: seeds must be integers, got {seeds.dtype}")
-    for what, values in (("loss_settings", loss_settings), ("optimizer_settings", optimizer_settings)):
+    own = _settings_of_members(members, loss, {"loss": loss_settings, "optimizer": optimizer_settings}, seeds)
+    if own["optimizer"] and (isinstance(optimizer, optax.GradientTransformation) or not callable(optimizer)):
+        raise TypeError("fit_many: with optimizer_settings, optimizer is a function of them, such as optax.adamw")
+    if not own["optimizer"]:
+        check_optimizer("fit_many", optimizer)
+    check_params("fit_many", params)
+    placement = Placement.of("fit_many", mesh)
+    if placement.mesh is not None and len(placement.mesh.axis_names) != 1:
+        raise ValueError(f"fit_many: the mesh needs one axis, that of the members, it has {placement.mesh.axis_names}")
+    batch = screen("data", as_batch("data", data), nonfinite)
+    held_out = None if validation is None else screen("validation", as_batch("validation", validation), nonfinite)
+    if validation is not None and validation_rows is not None:
+        raise TypeError("fit_many: give validation or validation_rows, not both")
+    if validation_rows is not None:
+        own["held_out"] = _check_rows("validation_rows", validation_rows, members, batch.rows)
+    pads = not has_statistics(model_state)
+    if rows is None:
+        layout = Layout.of(batch.rows, check_batch_size("fit_many", batch_size, batch.rows), 1, pads=pads)
+        draw = None if layout.steps == 1 else functools.partial(_draw_all, layout, seeds)
+    else:
+        chosen = _check_rows("rows", rows, members, batch.rows)
+        layout = _layout_of_chosen(chosen, batch.rows, check_batch_size("fit_many", batch_size, chosen.shape[1]), pads)
+        draw = functools.partial(_draw_chosen, layout, seeds, chosen)
+
+    share, spread = (functools.partial(_put, placement, split) for split in (False, True))
+    task = Task(
+        objective,
+        spread(own),
+        share(batch),
+        share(held_out),
+        optimizer,
+        Plan(micro_batches, layout=layout, many=True),
+    )
+    source = ArraySource(task, settings.limits, draw and (lambda *epochs: spread(draw(*epochs))), epochs)
+    start = Start(*(spread(tree) for tree in (params, model_state, seeds.astype(np.uint32))))
+    clock, going, parts = Clock(0, 0), True, []
+    with placement.activate():
+        run = source.begin(start)
+        while clock.epoch < epochs and going:
+            run, clock, going, ended = source.advance(run, clock, MANY, epochs)
+            parts.append(ended)
+        run = jax.tree.map(lambda leaf: leaf[:members], run._replace(state=None, sums=None))
+    validated = held_out is not None or validation_rows is not None
+    skipped = np.minimum(np.asarray(run.skipped), max_skipped)
+    _warn_of_lost(skipped, max_skipped)
+    history = _history(parts, members, validated)
+    return FitManyResult(placement.give_back(run.best_params), history, np.asarray(run.best_epoch), skipped)
+
+
+def _put(placement: Placement, split: bool, tree: Any) -> Any:
+    """The tree on the devices, whose members, if split, go to one device each in turn."""
+
+    def put(leaf: Any) -> Any:
+        if placement.mesh is None:
+            return jnp.asarray(leaf)
+        if not split:
+            return placement.put(leaf)
+        fill = -len(leaf) % placement.mesh.size  # the last member again: the devices have equally many
+        repeated = jnp.concatenate([leaf, jnp.repeat(leaf[-1:], fill, 0)]) if fill else leaf
+        return placement.put(repeated, *placement.mesh.axis_names)
+
+    return jax.tree.map(put, tree)
+
+
+def _history(parts: list[dict[str, np.ndarray]], members: int, validated: bool) -> dict[str, np.ndarray]:
+    """The curves of the members, NaN after the end of each."""
+    names = parts[0] if parts else ("loss", "skipped", "validation_loss")
+    empty = [np.zeros((0, members), np.float32)]
+    curves = {name: np.concatenate([part[name] for part in parts] or empty)[:, :members].T for name in names}
+    active = curves.pop("active", np.ones((members, 0))) > 0
+    if not validated:
+        curves.pop("validation_loss", None)
+    return {name: np.where(active, curve, np.nan) for name, curve in curves.items()}
+
+
+def _settings_of_members(
+    members: int, loss: Any, given: dict[str, Mapping[str, Any] | None], seeds: np.ndarray
+) -> dict[str, Any]:
+    """The settings by kind and name as arrays; raises for those that are not the members'."""
+    settings: dict[str, Any] = {}
+    for kind, values in given.items():
         if not isinstance(values or {}, Mapping):
-            raise TypeError(f"fit_many: {what} must be arrays by name, got {shown(values)}")
+            raise TypeError(f"fit_many: {kind}_settings must be arrays by name, got {shown(values)}")
         for name, value in (values or {}).items():
             check_number("fit_many", name, value)
-    given = {"loss": loss_settings or {}, "optimizer": optimizer_settings or {}}
-    settings: dict[str, Any] = {
-        kind: {name: value if isinstance(value, jax.Array) else np.asarray(value) for name, value in values.items()}
-        for kind, values in given.items()
-    }
+        settings[kind] = {
+            name: value if isinstance(value, jax.Array) else np.asarray(value) for name, value in (values or {}).items()
+        }
     for name, values in {"seeds": seeds, **settings["loss"], **settings["optimizer"]}.items():
         if jnp.shape(values)[:1] != (members,):
             raise ShapeError(f"fit_many: {name} has shape {jnp.shape(values)}, but there are {members} members")
     if loss is not None and settings["loss"]:
         for member in range(members):
             check_loss(jax.tree_util.Partial(loss, **{name: value[member] for name, value in settings["loss"].items()}))
-    if settings["optimizer"] and (isinstance(optimizer, optax.GradientTransformation) or not callable(optimizer)):
-        raise TypeError("fit_many: with optimizer_settings, optimizer is a function of them, such as optax.adamw")
-    if not settings["optimizer"]:
-        check_optimizer("fit_many", optimizer)
-    check_params("fit_many", params)
-    given, mesh = mesh, automatic("fit_many", mesh)
-    if mesh is not None and len(mesh.axis_names) != 1:
-        raise ValueError(f"fit_many: the mesh needs one axis, that of the members, it has {mesh.axis_names}")
-    batch = screen("data", as_batch("data", data), nonfinite)
-    held_out = None if validation is None else screen("validation", as_batch("validation", validation), nonfinite)
-    if validation is not None and validation_rows is not None:
-        raise TypeError("fit_many: give validation or validation_rows, not both")
-    validated = validation is not None or validation_rows is not None
-    check_numbers("fit_many", epochs, patience, validated or None, average, max_skipped, micro_batches)
-    chosen = _rows("rows", rows, members, batch)
-    if validation_rows is not None:
-        settings["held_out"] = _rows("validation_rows", validation_rows, members, batch)
-    layout, orders = _drawn(batch, chosen, batch_size, seeds)
-
-    def spread(tree: Any, axis: bool) -> Any:
-        def put(leaf: Any) -> Any:
-            if mesh is None:
-                return jnp.asarray(leaf)
-            (name,) = mesh.axis_names
-            fill = -members % mesh.size if axis else 0  # the last member again: the devices have equally many
-            repeated = jnp.concatenate([leaf, jnp.repeat(leaf[-1:], fill, 0)]) if fill else leaf
-            return place(repeated, mesh, PartitionSpec(name) if axis else PartitionSpec())
-
-        return jax.tree.map(put, tree)
-
-    limits = limits_of(patience, max_skipped)
-    source = Arrays(
-        objective, optimizer, None if held_out is None else spread(held_out, False), limits, average, None, None,
-        data=spread(batch, False), layout=layout, epochs=epochs, micro_batches=micro_batches, orders=orders, many=True,
-        settings=spread(settings, True), place_orders=lambda orders: spread(orders, True),
-    )  # fmt: skip
-    start = [spread(tree, True) for tree in (params, model_state, seeds.astype(np.uint32))]
-    clock, going, parts = Clock(0, 0), True, []
-    with within(mesh):
-        run = source.begin(*start)
-        while clock.epoch < epochs and going:
-            run, clock, going, ended = source.advance(run, clock, ALL_STEPS, epochs)
-            parts.append(ended)
-        run = jax.tree.map(lambda leaf: leaf[:members], run._replace(state=None, sums=None, average=None))
-    names = parts[0] if parts else {"loss": None, "skipped": None} | ({"validation_loss": None} if validated else {})
-    empty = [np.zeros((0, members), np.float32)]
-    curves = {name: np.concatenate([part[name] for part in parts] or empty)[:, :members].T for name in names}
-    active = curves.pop("active", np.ones((members, 0))) > 0
-    if not validated:
-        curves.pop("validation_loss", None)
-    _warn_of(np.asarray(run.skipped), max_skipped)
-    history = {name: np.where(active, curve, np.nan) for name, curve in curves.items()}
-    skipped = np.minimum(np.asarray(run.skipped), max_skipped)
-    return FitManyResult(returned(run.best_params, given), history, np.asarray(run.best_epoch), skipped)
+    return settings
 
 
-def _members(name: str, params: Any, model_state: Any = None) -> int:
+def _count_members(params: Any, model_state: Any) -> int:
     sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves((params, model_state))}
     if len(sizes) != 1 or () in sizes or (0,) in sizes:
-        raise ShapeError(f"{name}: every leaf of params needs the members along its first axis, got {sorted(sizes)}")
+        raise ShapeError(f"fit_many: every leaf of params needs the members along its first axis, got {sorted(sizes)}")
     return next(iter(sizes))[0]
 
 
-def _rows(name: str, rows: Any, members: int, batch: Any) -> np.ndarray | None:
-    if rows is None:
-        return None
-    chosen, total = np.asarray(rows), count_rows(batch)
+def _check_rows(name: str, rows: Any, members: int, total: int) -> np.ndarray:
+    """The members' rows; raises for what is not that."""
+    chosen = np.asarray(rows)
     if chosen.ndim != 2 or len(chosen) != members or not np.issubdtype(chosen.dtype, np.integer):
         raise ShapeError(
             f"fit_many: {name} must be integers of shape ({members}, n), got {chosen.dtype} of shape {chosen.shape}"
@@ -189,40 +219,39 @@ def _rows(name: str, rows: Any, members: int, batch: Any) -> np.ndarray | None:
     return chosen.astype(np.int32)
 
 
-def _drawn(batch: Any, chosen: np.ndarray | None, batch_size: int | None, seeds: np.ndarray) -> tuple[Layout, Any]:
-    """The layout, and the members' orders of some epochs: of shape (members, epochs, steps, 1, places)."""
-    total = count_rows(batch)
-    if chosen is None:
-        size = check_batch_size(batch_size, batch)
-        layout = Layout.of(total, size, 1)
-        if layout.steps == 1:
-            return layout, None
-        return layout, lambda first, count, capacity: np.stack(
-            [layout.orders(int(seed), first, count, capacity) for seed in seeds]
-        )
-    number = chosen.shape[1]
-    size = number if batch_size is None else batch_size
-    if not 1 <= whole("fit_many", "batch_size", size) <= number:
-        raise ValueError(f"fit_many: batch_size={batch_size} must be between 1 and the number of rows, {number}")
+def _draw_all(layout: Layout, seeds: np.ndarray, first: int, count: int, capacity: int) -> np.ndarray:
+    """The members' orders of all rows, of shape (members, epochs, steps, 1, places)."""
+    return np.stack([layout.draw(int(seed), first, count, capacity) for seed in seeds])
+
+
+def _layout_of_chosen(chosen: np.ndarray, total: int, size: int, pads: bool) -> Layout:
+    """The layout where every member has rows of its own."""
+    number, sizes = chosen.shape[1], (chosen >= 0).sum(1)
     steps = -(-number // size)
-    sizes = (chosen >= 0).sum(1)
+    if not pads:
+        if len(set(sizes.tolist())) > 1:
+            raise ValueError(f"fit_many: members with batch statistics need equally many rows, got {sizes.tolist()}")
+        return Layout.of(number, size, 1, pads=False)._replace(rows=total)
     sparse = bool((-(-sizes // size) < steps).any())
-    layout = Layout(1, total, (size,), steps, bool((chosen < 0).any()) or steps * size != number, sparse)
-    if steps == 1:
-        return layout, lambda first, count, capacity: chosen[:, None, None, None, :]
-
-    def orders(first: int, count: int, capacity: int) -> np.ndarray:
-        drawn = np.full((len(chosen), capacity, steps * size), -1, np.int32)
-        for member, own in enumerate(chosen):
-            present = own[own >= 0]
-            for epoch, (order,) in enumerate(epoch_orders(int(seeds[member]), first, count, len(present))):
-                drawn[member, epoch, : len(present)] = present[order]
-        return drawn.reshape(len(chosen), capacity, steps, 1, size)
-
-    return layout, orders
+    return Layout(1, total, (size,), steps, bool((chosen < 0).any()) or steps * size != number, sparse)
 
 
-def _warn_of(skipped: np.ndarray, limit: int) -> None:
+def _draw_chosen(
+    layout: Layout, seeds: np.ndarray, chosen: np.ndarray, first: int, count: int, capacity: int
+) -> np.ndarray:
+    """The members' orders of their own rows, of shape (members, epochs, steps, 1, places)."""
+    if layout.steps == 1:
+        return chosen[:, None, None, None, :]
+    (size,) = layout.sizes
+    drawn = np.full((len(chosen), capacity, layout.steps * size), -1, np.int32)
+    for member, rows in enumerate(chosen):
+        present = rows[rows >= 0]
+        for epoch, (order,) in enumerate(draw_orders(int(seeds[member]), first, count, len(present))):
+            drawn[member, epoch, : len(present)] = present[order]
+    return drawn.reshape(len(chosen), capacity, layout.steps, 1, size)
+
+
+def _warn_of_lost(skipped: np.ndarray, limit: int) -> None:
     lost = np.flatnonzero(skipped >= limit)
     if len(lost):
         named = ", ".join(map(str, lost[:5])) + (", …" if len(lost) > 5 else "")
@@ -231,25 +260,3 @@ def _warn_of(skipped: np.ndarray, limit: int) -> None:
             f"finite: {named}; their params are the last that were evaluated",
             stacklevel=3,
         )
-
-
-def ensemble_predict(apply: Callable, params: Any, x: Any) -> Distribution:
-    """The prediction of an ensemble, as a distribution with `mean`, `variance`, `quantile` and the rest.
-
-    apply: `apply(params, x) -> pred`. params: with the members along the first axis, as `fit_many` returns them.
-
-    Of predictions that are numbers it is their `Ensemble`; of distributions the equally weighted `Mixture`, whose
-    variance is that within the members plus that between them (Lakshminarayanan et al. 2017).
-
-    >>> params = jnp.array([[1.0], [3.0]])
-    >>> ensemble_predict(lambda params, x: x @ params, params, jnp.ones((5, 1))).mean.tolist()
-    [2.0, 2.0, 2.0, 2.0, 2.0]
-    """
-    _members("ensemble_predict", params)
-    preds = jax.vmap(apply, in_axes=(0, None))(params, x)
-    if isinstance(preds, jax.Array):
-        return Ensemble.of(preds)
-    if not isinstance(preds, Distribution):
-        raise TypeError(f"ensemble_predict: apply must give an array or a distribution, got {shown(type(preds))}")
-    components = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, -1), preds)
-    return Mixture(jnp.zeros_like(jax.tree.leaves(components)[0]), components)

@@ -5,21 +5,41 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax import linen, nnx
 from jax.tree_util import Partial
 
 from jaxloss.contract import as_pytree, check_loss, loss_name, shown, unbound
-from jaxloss.reduce import LossSum, loss_sum
-from jaxloss.train.state import Batch
+from jaxloss.reduce import LossSum, loss_rank, loss_sum
+from jaxloss.train.batch import Batch
 
-__all__ = ["Objective", "is_stateful", "objective_sum", "penalized", "penalty_of", "supervised"]
+__all__ = [
+    "Objective",
+    "has_statistics",
+    "is_stateful",
+    "objective_sum",
+    "penalized",
+    "penalty_sum",
+    "split_penalty",
+    "supervised",
+]
 
 Objective = Callable[..., Any]
-"""`(params, batch) -> LossSum`; with an attribute `stateful = True`,
-`(params, batch, *, model_state, key, train) -> (LossSum, model_state)`."""
+"""`(params, batch) -> LossSum`, or a `Stateful` one."""
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """An objective that says whether it has the second form.
+
+    If `stateful` is True it is `(params, batch, *, model_state, key, train) -> (LossSum, model_state)`.
+    """
+
+    stateful: bool
 
 
 def supervised(apply: Callable, loss: Callable, *, stateful: bool = False, reduction: str = "mean") -> Objective:
@@ -32,6 +52,9 @@ def supervised(apply: Callable, loss: Callable, *, stateful: bool = False, reduc
 
     Further keywords of the objective itself are settings of the loss: `objective(params, batch, delta=0.3)`.
     """
+    if isinstance(apply, nnx.Module | linen.Module):
+        repair = "pass the two of `apply, params = functional(model)`, which may give model_state as a third"
+        raise TypeError(f"supervised: apply is a flax module, {type(apply).__name__}: {repair}")
     if not callable(apply):
         raise TypeError(f"supervised: apply must be a function of (params, x), got {shown(apply)}")
     check_loss(loss)
@@ -68,9 +91,21 @@ class _Supervised:
         if self.stateful and not (isinstance(result, tuple) and len(result) == 2):
             raise TypeError(f"supervised: a stateful apply returns (pred, model_state), got {shown(type(result))}")
         pred, model_state = result if self.stateful else (result, None)
-        shared = {"weights": batch.weights, "where": batch.where, "reduction": self.reduction}
-        total = loss_sum(loss, pred, batch.target, **shared, **settings)
+        weights, where = (_narrow(tree, loss, pred, batch.target) for tree in (batch.weights, batch.where))
+        total = loss_sum(loss, pred, batch.target, weights=weights, where=where, reduction=self.reduction, **settings)
         return (total, model_state) if self.stateful else total
+
+
+def _narrow(tree: Any, loss: Callable, pred: Any, target: Any) -> Any:
+    """A weight or mask without the last axes of size 1 that a loss of vectors, which has fewer than its target, lacks.
+
+    Batches are padded and masked before the loss is known, with a mask of the target's rank.
+    """
+    if tree is None or not isinstance(target, jax.Array | np.ndarray):  # several heads
+        return tree
+    rank, shape = loss_rank(loss, pred, target), jnp.shape(tree)
+    surplus = shape[rank:]
+    return tree if not surplus or set(surplus) != {1} else jnp.reshape(tree, shape[:rank])
 
 
 def penalized(objective: Objective, penalty: Callable[[Any], Any]) -> Objective:
@@ -104,7 +139,7 @@ class _Penalized:
         return (both, model_state) if self.stateful else both
 
 
-def penalty_of(objective: Objective) -> tuple[Objective, Callable | None]:
+def split_penalty(objective: Objective) -> tuple[Objective, Callable | None]:
     """The objective without its penalty, and the penalty: it needs no batch, and so no sum over parts."""
     if isinstance(objective, Partial) and isinstance(objective.func, _Penalized):
         inner, penalty = objective.args
@@ -122,7 +157,13 @@ def penalty_sum(penalty: Callable, params: Any) -> LossSum:
 
 def is_stateful(objective: Objective) -> bool:
     """Whether the objective takes and returns model state."""
-    return getattr(unbound(objective)[0], "stateful", False)
+    function, _ = unbound(objective)
+    return isinstance(function, Stateful) and function.stateful
+
+
+def has_statistics(model_state: Any) -> bool:
+    """Whether the model state holds numbers that learn from every row, such as BatchNorm's: not keys and counts."""
+    return any(jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) for leaf in jax.tree.leaves(model_state))
 
 
 def objective_sum(

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxloss.reduce import divide
+from jaxloss.train.batch import Batch, regular
+from jaxloss.train.checks import check_at_least_one, check_params
 from jaxloss.train.objective import Objective, supervised
-from jaxloss.train.state import Batch
-from jaxloss.train.step import check_params, whole
 
 __all__ = ["gradient_norms", "per_example_grads"]
 
@@ -57,23 +57,16 @@ def gradient_norms(
 
 def _each_row(objective: Objective, finish: Callable[[Any], Any], chunk: int | None) -> Callable[[Any, Batch], Any]:
     """What `finish` makes of each row's gradient."""
-    if chunk is not None and whole("per-example gradients", "chunk", chunk) < 1:
-        raise ValueError(f"per-example gradients: chunk must be at least 1, got {chunk}")
+    if chunk is not None:
+        check_at_least_one("per-example gradients", "chunk", chunk)
 
     def every(function: Callable, rows: Batch) -> Any:
         return jax.vmap(function)(rows) if chunk is None else lax.map(function, rows, batch_size=chunk)
 
     def gradients(params: Any, batch: Batch) -> Any:
         check_params("per-example gradients", params)
-        count = jnp.shape(jax.tree.leaves(batch.x)[0])[0]
-
-        def alone(leaf: Any) -> jax.Array:
-            """Batches of one row; what all rows share is repeated."""
-            if jnp.ndim(leaf) == 0 or jnp.shape(leaf)[0] != count:
-                return jnp.broadcast_to(leaf, (count, *jnp.shape(leaf)))
-            return jnp.asarray(leaf)[:, None]
-
-        rows = jax.tree.map(alone, batch)
+        count = batch.rows
+        rows = regular(batch).map_rows(lambda leaf: jnp.asarray(leaf)[:, None])  # batches of one row each
         weights = every(lambda row: objective(params, row).weight, rows)
         scales = jax.tree.map(lambda weight: divide(jnp.asarray(count, weight.dtype), weight.sum()), weights)
 

@@ -1,4 +1,4 @@
-"""What a training step reads and writes."""
+"""All that training changes, as one pytree."""
 
 from __future__ import annotations
 
@@ -8,16 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-__all__ = ["Batch", "TrainState"]
-
-
-class Batch(NamedTuple):
-    """Rows to learn from: features and targets, rows along the first axis, and the target's weights and mask."""
-
-    x: Any
-    target: Any
-    weights: Any = None
-    where: Any = None
+__all__ = ["TrainState"]
 
 
 class TrainState(NamedTuple):

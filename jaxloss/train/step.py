@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -17,12 +16,15 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from jaxloss.contract import dtype_of, shown
+from jaxloss.contract import shown
 from jaxloss.reduce import LossSum, divide
-from jaxloss.train.objective import Objective, is_stateful, objective_sum, penalty_of, penalty_sum
-from jaxloss.train.state import Batch, TrainState
+from jaxloss.train.batch import Batch, regular
+from jaxloss.train.checks import check_integer, check_optimizer, check_params
+from jaxloss.train.evaluation import differentiated_params
+from jaxloss.train.objective import Objective, is_stateful, objective_sum, penalty_sum, split_penalty
+from jaxloss.train.state import TrainState
 
-__all__ = ["all_finite", "check_optimizer", "check_params", "make_step", "whole"]
+__all__ = ["all_finite", "make_step"]
 
 
 def make_step(
@@ -50,9 +52,9 @@ def make_step(
     ([0.10000000149011612, 0.20000000298023224], 2.5)
     """
 
-    if whole("make_step", "micro_batches", micro_batches) < 1:
+    if check_integer("make_step", "micro_batches", micro_batches) < 1:
         raise ValueError(f"make_step: micro_batches={micro_batches} must be at least 1")
-    objective, penalty = penalty_of(objective)
+    objective, penalty = split_penalty(objective)
     check_optimizer("make_step", optimizer)
     if not callable(objective):
         raise TypeError(f"make_step: objective must be a function of (params, batch), got {shown(objective)}")
@@ -92,12 +94,13 @@ def make_step(
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
         check_params("make_step", state.params)
         key = jax.random.fold_in(state.key, state.step) if is_stateful(objective) or micro_batches > 1 else state.key
-        (grads, sum_), model_state = accumulate(gradients, state.params, batch, state.model_state, key)
+        params = differentiated_params(state.params)
+        (grads, sum_), model_state = accumulate(gradients, params, batch, state.model_state, key)
         weights = jax.tree.leaves(sum_.weight)
         grads = [jax.tree.map(lambda leaf, w=w: divide(leaf, w).astype(leaf.dtype), g) for g, w in zip(grads, weights)]
         metrics: dict[str, Any] = {"loss": sum_}
         if penalty is not None:
-            more, metrics["penalty"] = jax.grad(_valued(penalty), has_aux=True)(state.params)
+            more, metrics["penalty"] = jax.grad(_valued(penalty), has_aux=True)(params)
             grads.append(more)
         grads = jax.tree.map(lambda *heads: sum(heads), *grads) if len(grads) > 1 else grads[0]
 
@@ -129,32 +132,6 @@ def make_step(
     return step
 
 
-def check_optimizer(name: str, optimizer: Any) -> None:
-    """Raise `TypeError` for what is no optimizer."""
-    if not (callable(getattr(optimizer, "init", None)) and callable(getattr(optimizer, "update", None))):
-        raise TypeError(f"{name}: optimizer must be one of optax, such as optax.adam(1e-3), got {shown(optimizer)}")
-
-
-def check_params(name: str, params: Any) -> None:
-    """Raise `TypeError` for a leaf that cannot be trained."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        where = f"{name}: params{jax.tree_util.keystr(path)}"
-        dtype = dtype_of(where, "a parameter", leaf)
-        if not jnp.issubdtype(dtype, jnp.inexact):
-            raise TypeError(
-                f"{where} has dtype {dtype}; parameters are floating-point numbers: what is not trained "
-                "belongs to x, to model_state, or into apply"
-            )
-
-
-def whole(name: str, what: str, value: Any) -> int:
-    """The integer; raises `TypeError` for anything else."""
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name}: {what} must be an integer, got {shown(value)}") from None
-
-
 def _taken(function: Callable, known: dict[str, Any]) -> dict[str, Any]:
     """Those of the keywords that the function takes; SAM's update, for one, takes none."""
     parameters = inspect.signature(function).parameters
@@ -178,13 +155,7 @@ def all_finite(tree: Any) -> jax.Array:
 
 def _split(batch: Batch, parts: int) -> Batch:
     """Every `parts`-th row to one part: on a sharded batch a strided split stays within each shard."""
-    rows = jax.tree.leaves(batch.x)[0].shape[0]
+    rows = batch.rows
     if rows % parts:
         raise ValueError(f"micro_batches={parts} does not divide the batch of {rows} rows; pad it and mask the padding")
-
-    def split(leaf: Any) -> jax.Array:
-        if jnp.ndim(leaf) == 0 or leaf.shape[0] != rows:
-            return jnp.broadcast_to(leaf, (parts, *jnp.shape(leaf)))
-        return jnp.swapaxes(leaf.reshape(rows // parts, parts, *leaf.shape[1:]), 0, 1)
-
-    return jax.tree.map(split, batch)
+    return regular(batch).map_rows(lambda leaf: jnp.swapaxes(leaf.reshape(rows // parts, parts, *leaf.shape[1:]), 0, 1))

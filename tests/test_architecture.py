@@ -128,7 +128,13 @@ def test_no_attribute_of_our_own_is_asked_for_by_name():
 
 ARGUMENTS, LINES = 7, 80
 
-LARGE: dict[str, str] = {}
+LARGE: dict[str, str] = {
+    "train/fitting.py fit": "a public door: half of its lines are its docstring",
+    "train/step.py make_step": "a public door: the parts of a step close over what it is given",
+    "solve/interior_point.py interior_point": "one step of Mehrotra's method reads ten arrays of the state and the problem",
+    "solve/nonlinear.py _fit": "the data of the problem one by one, each of which has derivatives",
+    "solve/certificate.py polish": "the rows, the basis and the ridge it refines, which no other room holds together",
+}
 """Functions that may have more arguments or lines, and why."""
 
 

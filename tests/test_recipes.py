@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from support import ROOT
 
-RECIPES = ("A loss", "A family of distributions", "An experiment")
+RECIPES = ("A loss", "A family of distributions", "A solver for another kind of loss", "An experiment")
 PAGE = (ROOT / "CONTRIBUTING.md").read_text()
 
 

@@ -12,12 +12,13 @@ from jax.tree_util import Partial
 
 from jaxloss.numerics.order import median_places
 from jaxloss.solve.design import matmul, summed
+from jaxloss.solve.found import Ended
 from jaxloss.solve.inputs import Rows
 from jaxloss.solve.interior_point import Dual
 from jaxloss.solve.least_squares import Solution
 from jaxloss.solve.linear_fit import LinearFit
 from jaxloss.solve.median import scale_of
-from jaxloss.solve.methods import Ended, bounds_of
+from jaxloss.solve.methods import bounds_of
 from jaxloss.solve.term import Term
 
 __all__ = ["predictor", "with_derivatives"]

@@ -21,11 +21,12 @@ from jaxloss.numerics.pairs import Pair, two_sum
 from jaxloss.solve.certificate import polish
 from jaxloss.solve.derivatives import predictor, with_derivatives
 from jaxloss.solve.design import Design, matmul, with_design
+from jaxloss.solve.found import Ended, Found
 from jaxloss.solve.inputs import Rows, by_column, checked, has_columns
 from jaxloss.solve.least_squares import Solution, least_squares, unshifted
 from jaxloss.solve.linear_fit import LinearFit
 from jaxloss.solve.median import scale_of
-from jaxloss.solve.methods import METHODS, Ended, Found
+from jaxloss.solve.methods import METHODS
 from jaxloss.solve.preprocessing import sample
 from jaxloss.solve.stages import is_concrete, stage, unless
 from jaxloss.solve.term import Kind, Term, kind_of

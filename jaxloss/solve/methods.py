@@ -7,12 +7,13 @@ was `Found`. A new kind of loss is a new method here, and a row of `METHODS`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 
 from jaxloss.solve.design import Design, matmul
+from jaxloss.solve.found import Ended, Found
 from jaxloss.solve.interior_point import Bounded, Dual
 from jaxloss.solve.newton import descend
 from jaxloss.solve.newton_scale import descend_with_scale
@@ -21,27 +22,9 @@ from jaxloss.solve.stages import stage
 from jaxloss.solve.start import start_of
 from jaxloss.solve.term import Kind, Term, has_dead_zone, kind_of
 
-__all__ = ["METHODS", "Ended", "Found", "Method", "bounds_of"]
+__all__ = ["METHODS", "Method", "bounds_of"]
 
 Array = jax.Array
-
-
-class Ended(NamedTuple):
-    """What a search tells beside the solution: the objective, and the dual of piecewise-linear losses."""
-
-    scale: Array
-    gap: Array
-    objective: Array
-    dual: Dual | None = None
-
-
-class Found(NamedTuple):
-    """Where a search ended: coordinates in the basis, the steps taken, and whether this is a minimum."""
-
-    phi: Array
-    number: Array
-    good: Array
-    ended: Ended
 
 
 class Method(Protocol):

@@ -38,12 +38,14 @@ class Domain(NamedTuple):
     words: str
     holds: Callable[[np.ndarray], np.ndarray]
     inside: float
+    above: float | None = None
+    """The number that all values exceed: the link of a linear model of them is log(value − above). None: no link."""
 
 
 REAL = Domain("finite", np.isfinite, 1.0)
-POSITIVE = Domain("positive and finite", lambda value: (value > 0) & (value < np.inf), 1.0)
+POSITIVE = Domain("positive and finite", lambda value: (value > 0) & (value < np.inf), 1.0, 0.0)
 NONNEGATIVE = Domain("finite and at least 0", lambda value: (value >= 0) & (value < np.inf), 1.0)
-ABOVE_MINUS_ONE = Domain("finite and above −1", lambda value: (value > -1) & (value < np.inf), 1.0)
+ABOVE_MINUS_ONE = Domain("finite and above −1", lambda value: (value > -1) & (value < np.inf), 1.0, -1.0)
 OPEN_UNIT = Domain("strictly between 0 and 1", lambda value: (value > 0) & (value < 1), 0.5)
 
 

@@ -81,7 +81,7 @@ class Distribution(Prediction):
     """1 for a distribution of vectors: the target's last axis is then one value."""
     discrete: ClassVar[bool] = False
     """Whether values are whole numbers, and densities probabilities."""
-    raw_size: ClassVar[int]
+    raw_size: ClassVar[int] = 0
     """How many numbers `from_raw` takes for one element."""
 
     def __post_init__(self) -> None:

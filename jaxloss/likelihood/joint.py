@@ -138,7 +138,7 @@ class Mixture(Distribution):
         >>> Mixture.from_raw(jnp.zeros((5, 6)), Normal).logits.shape
         (5, 2)
         """
-        if not hasattr(family, "raw_size"):
+        if not issubclass(family, Distribution) or family.raw_size == 0:
             raise TypeError(f"Mixture.from_raw: family must be one of one number, such as Normal, got {family!r}")
         raw, each = jnp.asarray(raw), 1 + family.raw_size
         if raw.ndim == 0 or raw.shape[-1] == 0 or raw.shape[-1] % each:

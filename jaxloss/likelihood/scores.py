@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxloss.contract import NONNEGATIVE, POSITIVE, Domain
+from jaxloss.contract import NONNEGATIVE, Domain
 from jaxloss.lift import pointwise
 from jaxloss.likelihood.distribution import Distribution
 from jaxloss.likelihood.ensemble import Ensemble, distance
@@ -114,7 +114,7 @@ def _log_mass_of_narrow(pred: Distribution, at_low: Array, narrow: Array, low: A
     at_low: the log density there.
     """
     high = jnp.where(narrow, high, low)
-    if pred.support is POSITIVE:
+    if pred.support.above == 0:
         start, end = jnp.where(narrow, low, 1), jnp.where(narrow, high, 2)
         width, middle = log_difference(end, log(start)), jnp.where(narrow, jnp.sqrt(start) * jnp.sqrt(end), low)
         units = log(start), log(jnp.where(narrow, middle, 1)), log(end)

@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 from jax.tree_util import Partial
 
-from jaxloss.contract import ABOVE_MINUS_ONE, POSITIVE, loss_name, shown, unbound
+from jaxloss.contract import loss_name, shown, unbound
 from jaxloss.lift import traits
 from jaxloss.losses.residual import mse
 from jaxloss.numerics.order import median_places
@@ -82,7 +82,7 @@ def solve_linear(
     name = f"solve_linear({loss_name(loss)})"
     rows = checked(name, loss, x, target, weights, where, l2, intercept)
     known = traits(function)
-    if not known.residual and known.pred is not POSITIVE and known.pred is not ABOVE_MINUS_ONE:
+    if not known.residual and known.pred.above is None:
         raise TypeError(f"{name}: needs a loss of pred − target, or one of positive predictions, which get a log link")
     if scale_estimator not in (None, "mad"):
         raise ValueError(f"{name}: unknown scale_estimator {shown(scale_estimator)}; None or 'mad'")

@@ -19,6 +19,7 @@ from jaxloss.lift import curvature
 from jaxloss.losses.residual import mse
 from jaxloss.solve.damping import minimise, minimise_kinked
 from jaxloss.solve.gauss_newton import Problem, Rows, factored, inverse_factor
+from jaxloss.solve.term import Kind, kind_of
 
 __all__ = ["NonlinearFit", "levenberg_marquardt"]
 
@@ -166,7 +167,7 @@ def _covariance(problem: Problem, flat: Array) -> Array:
     inverse, rank, left_open = inverse_factor(model.factor, len(values))
     count = jnp.sum(problem.weights > 0)
     freedom = count - rank
-    if unbound(problem.loss)[0] is mse:
+    if kind_of(unbound(problem.loss)[0]) is Kind.QUADRATIC:
         covariance = 2 * values.sum() / freedom * inverse @ inverse.T
     else:
         whitened = jacobian @ inverse

@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxloss.contract import POSITIVE
 from jaxloss.lift import traits
 from jaxloss.solve.design import Design, matmul
 from jaxloss.solve.interior_point import Bounded, interior_point
@@ -67,9 +66,7 @@ def _first(term: Term, design: Design, target: Array, weights: Array, kind: Kind
 
 def _linked(term: Term, mean: Array) -> Array:
     """The linear predictor of a mean, kept inside the link's domain."""
-    if traits(term.loss).pred is POSITIVE:
-        return jnp.log(jnp.maximum(mean, jnp.finfo(mean.dtype).eps))
-    return jnp.log1p(jnp.maximum(mean, -0.5))
+    return jnp.log(jnp.maximum(mean - (traits(term.loss).pred.above or 0.0), jnp.finfo(mean.dtype).eps))
 
 
 def _with_ridge(design: Design, size: Array) -> Design:

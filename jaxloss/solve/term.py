@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxloss.contract import ABOVE_MINUS_ONE, POSITIVE
 from jaxloss.lift import curvature, irls_weight, slope, traits
 
 __all__ = ["Kind", "Term", "has_dead_zone", "kind_of", "mean_of"]
@@ -96,11 +95,11 @@ class Term(NamedTuple):
 
 def _link(loss: Any, eta: Array) -> tuple[Array, Array, Array | int]:
     """The mean and its first two derivatives in the linear predictor."""
-    domain = traits(loss).pred
-    if domain is POSITIVE or domain is ABOVE_MINUS_ONE:
-        growth = jnp.exp(eta)
-        return (growth if domain is POSITIVE else jnp.expm1(eta)), growth, growth
-    return eta, jnp.ones_like(eta), 0
+    above = traits(loss).pred.above
+    if above is None:
+        return eta, jnp.ones_like(eta), 0
+    growth = jnp.exp(eta)
+    return (jnp.expm1(eta) if above == -1 else growth + above), growth, growth
 
 
 def mean_of(loss: Any, eta: Array) -> Array:

@@ -26,7 +26,7 @@ from jaxloss.solve.interior_point import Bounded, Dual, interior_point
 from jaxloss.solve.joint_scale import descend_with_scale, median_rows, scale_of
 from jaxloss.solve.least_squares import Solution, least_squares
 from jaxloss.solve.rows import Rows, by_column, checked, is_concrete
-from jaxloss.solve.term import Kind, Term, has_dead_zone, kind_of
+from jaxloss.solve.term import Kind, Term, kind_of
 
 __all__ = ["solve_linear"]
 
@@ -222,16 +222,12 @@ def _sample(term: Term, design: Design, target: Array, weights: Array) -> tuple[
 
 
 def _bounds(term: Term, target: Array, weights: Array) -> Bounded:
-    """The loss as the largest of y·r over bounds of y: a kink at 0, or one at either end of a dead zone."""
-    zero = jnp.zeros_like(target)
-    far = zero + 1 / jnp.finfo(target.dtype).eps
-    up, down = weights * term.slope(far, zero), -weights * term.slope(-far, zero)
-    if not has_dead_zone(term.loss):
-        return Bounded(target, -down, up)
-    edge = term.width(target)
-    return Bounded(
-        jnp.concatenate([target + edge, target - edge]), jnp.concatenate([zero, -down]), jnp.concatenate([up, zero])
-    )
+    """The loss as the largest of y·r over bounds of y, a row for each kink, where the slope turns its share of them."""
+    place, below, above = term.kinks(target)
+    low = jnp.minimum(below, 0) - jnp.minimum(above, 0)
+    high = jnp.maximum(above, 0) - jnp.maximum(below, 0)
+    each = [(target + place[k], weights * low[k], weights * high[k]) for k in range(len(place))]
+    return Bounded(*(jnp.concatenate(parts) for parts in zip(*each, strict=True)))
 
 
 def _with_derivatives(

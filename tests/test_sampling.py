@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxloss import Gamma, Laplace, LogNormal, NegativeBinomial, Normal, Poisson, StudentT
+from jaxloss import Gamma, Laplace, LogNormal, Mixture, MultivariateNormal, NegativeBinomial, Normal, Poisson, StudentT
 
 stats = pytest.importorskip("scipy.stats")
 
@@ -82,9 +82,10 @@ def distance(draws, cdf):
         upper, lower = cdf(values), cdf(below)
     last = np.cumsum(counts) / len(draws)
     first = last - counts / len(draws)
-    largest = np.where(values < 0.9 * info.max, np.abs(last - upper), 0).max()
-    inside = values > (1.1 * info.tiny if values[0] > 0 else -0.9 * info.max)
-    return max(largest, np.where(inside, np.abs(first - lower), 0).max())
+    ends = np.abs(values) > 0.9 * info.max
+    from_above = np.where(ends, 0, np.abs(last - upper))
+    from_below = np.where(ends | ((values[0] > 0) & (values < 1.1 * info.tiny)), 0, np.abs(first - lower))
+    return max(from_above.max(), from_below.max())
 
 
 def check(family, parameters, dtype, count):
@@ -118,3 +119,26 @@ def test_a_million_draws_have_the_distribution(case, dtype):
 @pytest.mark.parametrize("case", FEW, ids=name_of)
 def test_draws_have_the_distribution(case):
     assert stats.kstwobign.sf(check(*case, np.float32, 20_000)) > 1e-4
+
+
+def test_mixtures_and_vectors_have_their_margins():
+    weights, loc, scale = np.array([0.7, 0.299, 0.001]), np.array([0.0, 50.0, -2000.0]), np.array([1e-3, 1.0, 30.0])
+    mixture = Mixture(jnp.log(weights)[None], Normal(jnp.asarray(loc)[None], jnp.asarray(scale)[None]))
+    draws = np.asarray(drawn(mixture, 50_000))[:, 0]
+    far = distance(draws, lambda at: (weights * stats.norm(loc, scale).cdf(at[:, None])).sum(1))
+    assert stats.kstwobign.sf(far * 50_000**0.5) > 1e-4
+    factor = np.array([[1e3, 0.0], [0.6e-3, 0.8e-3]])
+    vectors = np.asarray(drawn(MultivariateNormal(jnp.array([1.0, 2.0]), jnp.asarray(factor)), 50_000), np.float64)
+    for along in ([1.0, 0.0], [0.0, 1.0], [1e-6, 1.0]):
+        spread = np.linalg.norm(along @ factor)
+        far = stats.kstest((vectors @ along - along @ np.array([1.0, 2.0])) / spread, "norm")
+        assert far.pvalue > 1e-4, along
+
+
+def test_draws_at_the_ends_of_the_parameters():
+    """No rate, a rate beyond floats, and NaN."""
+    draws = drawn(Poisson(jnp.array([-jnp.inf, -200.0, 200.0, jnp.nan])), 100)
+    assert (draws[:, :2] == 0).all()
+    assert (draws[:, 2] > 3e38).all()
+    assert jnp.isfinite(draws[:, 2]).all()
+    assert jnp.isnan(draws[:, 3]).all()

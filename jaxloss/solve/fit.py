@@ -180,7 +180,7 @@ def _mean_jump(term: Term, residual: Array, target: Array, weights: Array, rank:
     place, below, above = term.kinks(target)
     weights = weights / jnp.sum(weights)
     count = 1 / jnp.sum(weights * weights)  # of equal weights, the rows; else as many as tell as much
-    distances = jnp.abs(residual - place.reshape(len(place), -1))
+    distances = jnp.abs(residual[None] - place.reshape(len(place), -1))
     met = jnp.argsort(jnp.where(weights > 0, jnp.min(distances, axis=0), jnp.inf))[:most]
     others = weights.at[met].multiply(jnp.arange(len(met)) >= rank)
     order = jnp.argsort(jnp.where(weights > 0, residual, jnp.inf))

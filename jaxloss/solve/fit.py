@@ -190,7 +190,7 @@ def _mean_jump(term: Term, residual: Array, target: Array, weights: Array, rank:
     spread = jnp.minimum(jnp.sqrt(variance), (high - low) / 1.349)
     total = jnp.zeros((), residual.dtype)
     for at, jump in zip(place, above - below, strict=True):
-        level = jnp.clip(jnp.sum(weights * (residual <= at)), 1 / count, 1 - 1 / count)
+        level = jnp.clip(jnp.sum(others * (residual <= at)) / jnp.sum(others), 1 / count, 1 - 1 / count)
         width = spread * _bandwidth(level, count)
         kernel = 0.75 * jnp.maximum(1 - jnp.square((residual - at) / width), 0) / width
         total = total + jnp.sum(others * jump * kernel) / jnp.sum(others)

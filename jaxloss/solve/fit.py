@@ -185,7 +185,7 @@ def _mean_jump(term: Term, residual: Array, target: Array, weights: Array, rank:
     others = weights.at[met].multiply(jnp.arange(len(met)) >= rank)
     order = jnp.argsort(jnp.where(weights > 0, residual, jnp.inf))
     ranked, share = residual[order], jnp.cumsum(weights[order])
-    low, high = (ranked[jnp.searchsorted(share, level)] for level in (0.25, 0.75))
+    low, high = (ranked[jnp.searchsorted(share, level)] for level in (0.25 - 1e-5, 0.75 - 1e-5))
     variance = jnp.sum(weights * jnp.square(residual - jnp.sum(weights * residual)))
     spread = jnp.minimum(jnp.sqrt(variance), (high - low) / 1.349)
     total = jnp.zeros((), residual.dtype)

@@ -10,11 +10,13 @@ from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.scipy.special import erf
 
 from jaxloss.contract import POSITIVE, REAL
 from jaxloss.likelihood.constant import quantiles
 from jaxloss.likelihood.distribution import Distribution, family, positive, raw_of_positive
+from jaxloss.likelihood.draws import log_gamma_ratios
 from jaxloss.likelihood.tails import student_log_peak, student_tails
 from jaxloss.numerics import kink
 from jaxloss.numerics.gamma import (
@@ -253,11 +255,13 @@ class StudentT(LocationScale):
 
     def _sample(self, key: Array) -> Array:
         one, two = jax.random.split(key)
-        half = 0.5 * self.df
-        # By its logarithm, for gamma variables of small shapes are below the least float.
-        log_precision = jax.random.loggamma(one, half, self.shape, half.dtype) - jnp.log(half)
-        normal = jax.random.normal(two, self.shape, half.dtype)
-        return self.loc + self.scale * normal * jnp.exp(-0.5 * log_precision)
+        log_precision = log_gamma_ratios(one, 0.5 * self.df)
+        normal = self.scale * jax.random.normal(two, self.shape, self.loc.dtype)
+        # Held where the product is finite; in two factors, each of which then is.
+        most = jnp.log(jnp.finfo(normal.dtype).max) - 1e-3
+        deepest = 2 * jnp.minimum(most - jnp.log(jnp.abs(lax.stop_gradient(normal))), 2 * most)
+        factor = jnp.exp(-0.25 * jnp.maximum(log_precision, -deepest))
+        return self.loc + normal * factor * factor
 
     def _crps(self, target: Array) -> Array:
         df = jnp.where(self.df > 1, self.df, 2)

@@ -15,6 +15,7 @@ from jax.scipy.special import i0e, i1e
 
 from jaxloss.contract import POSITIVE, REAL, Domain
 from jaxloss.likelihood.distribution import Distribution, bounded, family, positive, raw_of_bounded, raw_of_positive
+from jaxloss.likelihood.draws import log_gamma_ratios, poisson_counts
 from jaxloss.likelihood.saddle_point import (
     excess,
     negative_binomial_log_mass,
@@ -93,7 +94,7 @@ class Poisson(_Counts):
         return poisson_tails(count, self.log_rate)
 
     def _sample(self, key: Array) -> Array:
-        return _poisson(key, jnp.exp(self.log_rate))
+        return poisson_counts(key, self.log_rate)
 
     def _crps(self, target: Array) -> Array:
         """(y − λ)(2F(y) − 1) + 2λf(y) − λe^(−2λ)(I₀(2λ) + I₁(2λ)): Wei & Held, Test 2014."""
@@ -145,8 +146,7 @@ class NegativeBinomial(_Counts):
 
     def _sample(self, key: Array) -> Array:
         vary, count = jax.random.split(key)
-        log_share = jax.random.loggamma(vary, self.concentration) - jnp.log(self.concentration)
-        return _poisson(count, jnp.exp(self.log_rate + log_share))
+        return poisson_counts(count, self.log_rate, log_gamma_ratios(vary, self.concentration))
 
     @classmethod
     def _from_raw(cls, *raw: Array) -> NegativeBinomial:
@@ -156,12 +156,3 @@ class NegativeBinomial(_Counts):
     def _raw_of(cls, mean: Array, variance: Array) -> tuple[Array, ...]:
         concentration = mean * mean / jnp.maximum(variance - mean, 0.01 * mean)
         return raw_of_bounded(jnp.log(mean), LOG_RATE_BOUND), raw_of_positive(concentration, CONCENTRATION_FLOOR)
-
-
-def _poisson(key: Array, rate: Array) -> Array:
-    """Poisson draws; past counts of 2²⁴ rounded normal ones, whose skewness is 1/4096."""
-    count_key, normal_key = jax.random.split(key)
-    large = rate > 2.0**24
-    count = jax.random.poisson(count_key, jnp.where(large, 1, rate), dtype=jnp.int32).astype(rate.dtype)
-    normal = jnp.round(rate + jnp.sqrt(rate) * jax.random.normal(normal_key, rate.shape, rate.dtype))
-    return jnp.where(large, normal, count)

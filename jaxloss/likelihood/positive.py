@@ -16,6 +16,7 @@ from jax.scipy.special import erf, ndtr
 from jaxloss.contract import POSITIVE, REAL, is_host_value
 from jaxloss.likelihood.continuous import SCALE_FLOOR
 from jaxloss.likelihood.distribution import Distribution, bounded, family, positive, raw_of_bounded, raw_of_positive
+from jaxloss.likelihood.draws import exp_of_sum, log_gamma_ratios
 from jaxloss.likelihood.tails import gamma_log_peak, gamma_tails
 from jaxloss.numerics.gamma import (
     exp_excess,
@@ -151,7 +152,7 @@ class LogNormal(Positive):
         return jnp.exp(self.loc + self.scale * normal_quantile(level))
 
     def _sample(self, key: Array) -> Array:
-        return jnp.exp(self.loc + self.scale * jax.random.normal(key, self.shape, self.loc.dtype))
+        return exp_of_sum(self.loc, self.scale * jax.random.normal(key, self.shape, self.loc.dtype))
 
     def _crps(self, target: Array) -> Array:
         return _log_normal_score(target, self.loc, self.scale)
@@ -246,10 +247,7 @@ class Gamma(Positive):
         return gamma_tails(self.concentration, _log_ratio(target, self.log_mean))
 
     def _sample(self, key: Array) -> Array:
-        # By its logarithm, for gamma variables of small shapes are below the least float.
-        shape = self.concentration
-        log_gamma = jax.random.loggamma(key, shape, self.shape, shape.dtype)
-        return jnp.exp(self.log_mean + (log_gamma - jnp.log(shape)))
+        return exp_of_sum(self.log_mean, log_gamma_ratios(key, self.concentration))
 
     def _crps(self, target: Array) -> Array:
         return _gamma_score(target, self.log_mean, self.concentration)

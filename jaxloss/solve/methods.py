@@ -20,7 +20,7 @@ from jaxloss.solve.newton_scale import descend_with_scale
 from jaxloss.solve.preprocessing import solve_piecewise_linear
 from jaxloss.solve.stages import stage
 from jaxloss.solve.start import start_of
-from jaxloss.solve.term import Kind, Term, has_dead_zone, kind_of
+from jaxloss.solve.term import Kind, Term, kind_of
 
 __all__ = ["METHODS", "Method", "bounds_of"]
 
@@ -62,7 +62,7 @@ def solve_linear_program(
 def _as_bounded(
     loss: Any, design: Design, weights: Array, target: Array, settings: Mapping[str, Array]
 ) -> tuple[Design, Bounded]:
-    """The rows as bounds of dual variables: once, or twice for a loss with two kinks."""
+    """The rows as bounds of dual variables: once for each kink of the loss."""
     bounded = bounds_of(Term(loss, settings), target, weights)
     copies = len(bounded.target) // len(target)
     return design._replace(rows=jnp.tile(design.rows, (copies, 1))), bounded
@@ -79,16 +79,12 @@ def _end_of_program(
 
 
 def bounds_of(term: Term, target: Array, weights: Array) -> Bounded:
-    """The loss as the largest of y·r over bounds of y: a kink at 0, or one at either end of a dead zone."""
-    zero = jnp.zeros_like(target)
-    far = zero + 1 / jnp.finfo(target.dtype).eps
-    up, down = weights * term.slope(far, zero), -weights * term.slope(-far, zero)
-    if not has_dead_zone(term.loss):
-        return Bounded(target, -down, up)
-    edge = term.width(target)
-    return Bounded(
-        jnp.concatenate([target + edge, target - edge]), jnp.concatenate([zero, -down]), jnp.concatenate([up, zero])
-    )
+    """The loss as the largest of y·r over bounds of y, a row for each kink, where the slope turns its share of them."""
+    place, below, above = term.kinks(target)
+    low = jnp.minimum(below, 0) - jnp.minimum(above, 0)
+    high = jnp.maximum(above, 0) - jnp.maximum(below, 0)
+    each = [(target + place[k], weights * low[k], weights * high[k]) for k in range(len(place))]
+    return Bounded(*(jnp.concatenate(parts) for parts in zip(*each, strict=True)))
 
 
 METHODS: dict[Kind, Method] = {

@@ -5,16 +5,18 @@ from __future__ import annotations
 import enum
 import functools
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jaxloss.lift import curvature, irls_weight, slope, traits
+from jaxloss.numerics.order import bisect, float_of_rank, rank_of_float
 
-__all__ = ["Kind", "Term", "has_dead_zone", "kind_of", "mean_of"]
+__all__ = ["Kind", "Kinks", "Term", "kind_of", "mean_of"]
 
 Array = jax.Array
 
@@ -30,6 +32,16 @@ class Kind(enum.Enum):
     LINEAR = "piecewise linear: a linear program"
     CONVEX = "convex and smooth"
     REDESCENDING = "not convex: a graduated start"
+
+
+class Kinks(NamedTuple):
+    """Where the slope of a loss jumps, in ascending order, and the slopes below and above: each (kinks,), or of that
+    many rows where a setting has an entry for each element.
+    """
+
+    place: Array
+    below: Array
+    above: Array
 
 
 class Term(NamedTuple):
@@ -80,14 +92,37 @@ class Term(NamedTuple):
         mean, growth, _ = _link(self.loss, eta)
         return self._call(curvature(self.loss), mean, mean) * growth * growth
 
-    def width(self, target: Array) -> Array:
-        """Where a piecewise-linear loss leaves 0, by Newton's method from far out, which is exact on a line."""
-        zero, eps = jnp.zeros_like(target), jnp.finfo(target.dtype).eps
-        far, edge = zero + 1e-2 / eps, zero
-        for _ in range(3):
-            edge = jnp.maximum(far - self.value(far, zero) / self.slope(far, zero), 0)
-            far = 2 * edge + 4 * eps * far
-        return edge
+    def kinks(self, target: Array) -> Kinks:
+        """The kinks of a piecewise-linear loss; with derivatives in its settings.
+
+        The outer two are found from the slope by bisection, then those between from left to right.
+        """
+        shape = jnp.broadcast_shapes(*(value.shape for value in self.settings.values()))
+        zero = jnp.zeros(shape, target.dtype)
+        far = zero + jnp.finfo(zero.dtype).max ** 0.5
+        count, at_zero = _kinks_inside(self.loss)
+        if at_zero:
+            return Kinks(zero[None], self.slope(-far, zero)[None], self.slope(far, zero)[None])
+        still = Term(self.loss, lax.stop_gradient(self.settings))
+        bottom, top = still.slope(-far, zero), still.slope(far, zero)
+        apart = 1e-5 * (top - bottom)
+
+        def first_above(level: Array) -> Array:
+            return _least_float(lambda at: still.slope(at, zero) > level + apart, far)
+
+        places = [first_above(bottom)]
+        last = -_least_float(lambda at: still.slope(-at, zero) < top - apart, far)
+        step = 1e-4 * jnp.maximum(jnp.abs(places[0]), jnp.abs(last)) + 4 * jnp.finfo(zero.dtype).tiny
+        for _ in range(count - 2):
+            places.append(jnp.minimum(first_above(still.slope(places[-1] + step, zero)), last))
+        place = jnp.stack([*places, last][:count])
+        between = jnp.concatenate([-far[None], 0.5 * (place[1:] + place[:-1]), far[None]])
+        slopes = jax.vmap(lambda at: self.slope(at, zero))(between)
+        below, above = slopes[:-1], slopes[1:]
+        # A kink is where two lines meet, and moves as they do.
+        left, right = (jax.vmap(lambda at: self.value(at, zero))(place + side) for side in (-step, step))
+        move = (left - right) / lax.stop_gradient(jnp.where(above > below, above - below, jnp.inf))
+        return Kinks(place + move - lax.stop_gradient(move), below, above)
 
     def _call(self, function: Any, pred: Array, target: Array, **more: Any) -> Array:
         return function(pred, target, **self.settings, **more)
@@ -122,7 +157,7 @@ def kind_of(loss: Any) -> Kind:
     return Kind.QUADRATIC if square else Kind.CONVEX
 
 
-def _at_probes(function: Any, loss: Any) -> np.ndarray:
+def _at_probes(function: Any, loss: Any, probes: np.ndarray = PROBES) -> np.ndarray:
     """The loss's function at a few residuals, with settings from inside their domains."""
     lifted = loss.lifted
     inside = {
@@ -131,10 +166,23 @@ def _at_probes(function: Any, loss: Any) -> np.ndarray:
         for name, default in lifted.defaults.items()
     }  # fmt: skip
     with jax.ensure_compile_time_eval():
-        return np.asarray(function(PROBES, np.zeros_like(PROBES), **inside))
+        return np.asarray(function(probes, np.zeros_like(probes), **inside))
 
 
 @functools.cache
-def has_dead_zone(loss: Any) -> bool:
-    """Whether a small residual costs nothing."""
-    return not _at_probes(functools.partial(loss, reduction="none"), loss)[len(PROBES) // 2 + 2]
+def _kinks_inside(loss: Any) -> tuple[int, bool]:
+    """How many kinks a piecewise-linear loss has, for settings from inside their domains; whether its only one is at 0.
+
+    Kinks nearer to one another than 4 % of their distance from 0 are taken for one.
+    """
+    sizes = np.geomspace(1.037e-9, 1.037e9, 1001)
+    jumps = np.diff(_at_probes(slope(loss), loss, np.concatenate([-sizes[::-1], sizes]).astype(np.float32)))
+    found = np.flatnonzero(jumps > 1e-5 * jumps.sum())
+    return len(found), len(found) == 1 and found[0] == len(sizes) - 1
+
+
+def _least_float(holds: Callable[[Array], Array], far: Array) -> Array:
+    """The least float from −far to far at which a condition holds that holds from there on."""
+    top = rank_of_float(far)
+    _, least = bisect(lambda rank: holds(float_of_rank(rank, far.dtype)), -top, top)
+    return float_of_rank(least, far.dtype)

@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import importlib
 import io
+import os
 import pkgutil
 import sys
 import tempfile
@@ -18,6 +19,10 @@ from typing import Any
 import experiments
 
 SHARED = ("common", "data", "models", "sweeps")
+
+
+TELL_COMPILATION = ("first", "solvers", "speed")
+"""Experiments that report how long programs take to compile, and so compile them anew."""
 
 
 def names() -> list[str]:
@@ -44,6 +49,9 @@ def overview() -> str:
 def platform_options() -> argparse.ArgumentParser:
     """Settings that every experiment has: where it runs, and whether it goes on."""
     parser = argparse.ArgumentParser(usage=argparse.SUPPRESS, add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument(
+        "--no-cache", action="store_true", help="compile anew, instead of keeping programs in the user's cache folder"
+    )
     group = parser.add_argument_group("settings of every experiment that trains by fit")
     group.add_argument("--devices", type=int, help="spread the rows over so many devices; on the CPU they are made")
     group.add_argument("--resume", action="store_true", help="go on in the run folder --out from its last checkpoint")
@@ -55,7 +63,7 @@ def platform_options() -> argparse.ArgumentParser:
     return parser
 
 
-def prepare(words: list[str]) -> tuple[Any, list[str]]:
+def prepare(name: str, words: list[str]) -> tuple[Any, list[str]]:
     """Set the devices and processes up, before anything touches them; the session, and the words that are left."""
     try:
         chosen, rest = platform_options().parse_known_args(words)
@@ -72,6 +80,10 @@ def prepare(words: list[str]) -> tuple[Any, list[str]]:
             raise SystemExit("--distributed: give host:port, the number of processes and which this is, or nothing")
         address = [kind(word) for kind, word in zip((str, int, int), chosen.distributed)]
         jax.distributed.initialize(*address, heartbeat_timeout_seconds=10)
+    if not chosen.no_cache and name not in TELL_COMPILATION and not jax.config.jax_compilation_cache_dir:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxloss"
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     from experiments import common
 
     return common.Session(chosen.devices, chosen.resume, chosen.profile), rest
@@ -113,7 +125,7 @@ def main(words: list[str]) -> int:
     if name not in names():
         raise SystemExit(f"unknown experiment {name!r}{closest(name, names())} (python -m experiments lists them)")
     try:
-        session, rest = prepare(rest)
+        session, rest = prepare(name, rest)
         from experiments import common
 
         module = importlib.import_module(f"experiments.{name}")

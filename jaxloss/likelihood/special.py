@@ -180,7 +180,9 @@ _log1p_square_excess = with_partials(_log1p_square_excess_value, lambda w: 2 * w
 
 def _student_fall(df: Array, z: Array) -> Array:
     """½(df + 1)·log(1 + z²/df): what the log density of Student's t loses from its peak to z."""
-    return 0.5 * (df + 1) * _log1p_square(z / jnp.sqrt(df))
+    w = z / jnp.sqrt(df)
+    beyond = jnp.isinf(w)  # of the floats, though z² / df need not be of their logarithms
+    return 0.5 * (df + 1) * jnp.where(beyond, 2 * jnp.log(jnp.abs(z)) - jnp.log(df), _log1p_square(w))
 
 
 def _student_fall_by_df(df: Array, z: Array) -> Array:

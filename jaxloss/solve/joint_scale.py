@@ -88,7 +88,10 @@ def descend_with_scale(
     def step(state: _State) -> _State:
         residual, zero, unit = state.residual, jnp.zeros_like(target), unit_of(state.residual, state.rows, state.times)
         bend = term.curvature(residual, zero, unit)
-        matrix = hessian(design, weights * jnp.where(state.newton, bend, term.majorant(residual, zero, unit)))
+        # Past a dead zone ψ(r)/r rises, and a parabola of that curvature is not above the loss; one of the largest is.
+        parabola = term.majorant(residual, zero, unit)
+        parabola = jnp.maximum(parabola, jnp.max(jnp.where((weights > 0) & (bend > 1.001 * parabola), bend, 0)))
+        matrix = hessian(design, weights * jnp.where(state.newton, bend, parabola))
         # What a change of the scale does to the gradient, and a change of the coordinates to the scale.
         by_scale = summed(state.pulls - weights * bend * residual, design.rows) / unit
         by_phi = (

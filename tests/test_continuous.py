@@ -361,3 +361,15 @@ def test_every_platform_gets_a_program(row):
 
     exported = jax.export.export(program, platforms=("cpu", "cuda", "tpu"))
     assert exported(dist, jnp.ones(3)).platforms == ("cpu", "cuda", "tpu")
+
+
+@pytest.mark.parametrize("z", [1e37, 1e38, 3e38, -3e38])
+def test_tails_of_student_past_the_root_of_the_degrees(z):
+    """z/√df is beyond float32, and half of the distribution still further out."""
+    df, z = np.float32(1e-3), np.float32(z)
+    dist = jaxloss.StudentT(jnp.asarray(df), jnp.zeros(()), jnp.ones(()))
+    exact, far = mpf(float(df)), abs(mpf(float(z)))
+    tail = mpmath.betainc(exact / 2, mpf(1) / 2, 0, exact / (exact + far * far), regularized=True) / 2
+    np.testing.assert_allclose(dist.cdf(z), float(tail if z < 0 else 1 - tail), rtol=2e-6)
+    peak = loggamma((exact + 1) / 2) - loggamma(exact / 2) - log(exact * pi) / 2
+    np.testing.assert_allclose(dist.log_prob(z), float(peak - (exact + 1) / 2 * log1p(far * far / exact)), rtol=2e-6)

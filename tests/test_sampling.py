@@ -56,7 +56,7 @@ def oracle(family, at):
     if family is Laplace:
         return stats.laplace(at["loc"], at["scale"]).cdf
     if family is StudentT:
-        return stats.t(at["df"], at["loc"], at["scale"]).cdf
+        return lambda y: student_cdf((y - at["loc"]) / at["scale"], at["df"])
     if family is LogNormal:
         return stats.lognorm(at["scale"], scale=np.exp(at["loc"])).cdf
     if family is Poisson:
@@ -65,6 +65,13 @@ def oracle(family, at):
         c, rate = at["concentration"], np.exp(at["log_rate"])
         return stats.nbinom(c, c / (c + rate)).cdf
     return stats.gamma(at["concentration"], scale=np.exp(at["log_mean"]) / at["concentration"]).cdf
+
+
+def student_cdf(z, df):
+    """Of a power law past 1e50, for scipy's overflows from 1e154 on."""
+    near, far = np.clip(z, -1e50, 1e50), np.maximum(np.abs(z), 1e50)
+    tail = stats.t(df).sf(np.abs(near)) * (far / 1e50) ** -df
+    return np.where(z > 0, 1 - tail, tail)
 
 
 def distance(draws, cdf):

@@ -188,9 +188,15 @@ def _student_ratio(df: Array, z: Array) -> Array:
     return jnp.clip(z / jnp.sqrt(df), -most, most)
 
 
+def _log1p_square_over(df: Array, z: Array) -> Array:
+    """log(1 + z²/df), also where z/√df is beyond the floats, of which the logarithm need not be."""
+    beyond = jnp.isinf(z / jnp.sqrt(df))
+    return jnp.where(beyond, 2 * jnp.log(jnp.abs(z)) - jnp.log(df), _log1p_square(_student_ratio(df, z)))
+
+
 def _student_fall(df: Array, z: Array) -> Array:
     """½(df + 1)·log(1 + z²/df): what the log density of Student's t loses from its peak to z."""
-    return 0.5 * (df + 1) * _log1p_square(_student_ratio(df, z))
+    return 0.5 * (df + 1) * _log1p_square_over(df, z)
 
 
 def _student_fall_by_df(df: Array, z: Array) -> Array:
@@ -204,7 +210,7 @@ def _student_fall_by_z(df: Array, z: Array) -> Array:
 
 def _student_rise(df: Array, z: Array) -> Array:
     """½·log(1 + z²/df)."""
-    return 0.5 * _log1p_square(_student_ratio(df, z))
+    return 0.5 * _log1p_square_over(df, z)
 
 
 def _student_rise_by_df(df: Array, z: Array) -> Array:

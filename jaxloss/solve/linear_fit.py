@@ -73,17 +73,18 @@ class LinearFit:
         For a loss of the residual, with ψ its slope and n rows it is τ²(XᵀWX)⁻¹ with
         τ² = n/(n − rank)·(Σw²ψ²/Σw) / (Σwψ′/Σw)² (Huber, Robust Statistics, 1981, eq. 6.5, with weights). For a
         piecewise-linear loss the mean of ψ′ is the sum over its kinks of the jump of ψ times the density of the
-        residuals there, by a kernel of half the bandwidth of Hall and Sheather (1988). For mse τ² is the residual
-        variance Σwr²/(n − rank). With a log link it is φ(XᵀWX)⁻¹ with the expected curvatures in W and φ Pearson's
-        χ²/(n − rank), so that Poisson fits allow for overdispersion.
+        residuals there, by a kernel of bandwidth 2.34·σ·n^(−1/3). For mse τ² is the residual variance Σwr²/(n − rank).
+        With a log link it is φ(XᵀWX)⁻¹ with the expected curvatures in W and φ Pearson's χ²/(n − rank): Poisson fits
+        allow for a variance that is any multiple of the mean.
 
         weights: for mse and with a log link they are precisions, to which the noise's variance is inverse, as in
         statsmodels' WLS and GLM(var_weights); a factor common to all changes nothing. For other losses they may be
         that, or only say how much a row is to count, provided that they do not depend on x. They are never counts of
         repeated rows.
         Assumes independent rows, noise that does not depend on x but through the link, and many rows: near a kink in
-        the tail (a level of 0.97 or a tube of two standard deviations) 400 are few. Of a fit without ridge, and with
-        the scale, if estimated, taken as given: that is right for noise that is symmetric, else but for the intercept.
+        the far tail (a level of 0.97) 400 are few. Of a fit without ridge, and with the scale, if estimated, taken as
+        given: that is right for noise that is symmetric, else but for the intercept.
+        Inf or NaN where the rows tell nothing: as many coefficients as rows, or no residual at a kink or past a tube.
 
         >>> from jaxloss.solve import solve_linear
         >>> x, y = jnp.array([[0.0], [1.0], [2.0], [3.0]]), jnp.array([1.0, 2.0, 2.0, 3.0])
@@ -150,23 +151,23 @@ def _covariance(loss: Any, rows: Rows, coef: Array, intercept: Array, scale: Arr
     term, kind, present = Term(loss, settings), kind_of(loss), weights > 0
     eta = matmul(x, coef) + intercept
     slopes = jnp.where(present, term.slope(eta, target, scale), 0)
-    root, bend = jnp.sqrt(weights), jnp.ones((), x.dtype)
-    if not term.residual:
-        expected = jnp.where(present, term.majorant(eta, target), 1)
-        root = jnp.sqrt(weights * expected)
-        spread = jnp.sum(weights * slopes * slopes / expected)
-    elif kind is Kind.QUADRATIC:
-        spread = jnp.sum(weights * slopes * slopes)
-    else:
-        spread = jnp.sum(jnp.square(weights * slopes)) * (jnp.sum(present) / jnp.sum(weights))
-    columns, _ = centred(x, root, jnp.zeros((), x.dtype), with_intercept)
-    factors = factors_of(columns, root, jnp.zeros((), x.dtype), x.shape[1])
+    expected = jnp.ones_like(eta) if term.residual else jnp.where(present, term.majorant(eta, target), 1)
+    root, zero = jnp.sqrt(weights * expected), jnp.zeros((), x.dtype)
+    columns, _ = centred(x, root, zero, with_intercept)
+    factors = factors_of(columns, root, zero, x.shape[1])
     rank = jnp.sum(factors.active)
     if kind is Kind.LINEAR:
-        bend = _mean_jump(term, eta - target, target, weights, rank, len(factors.active))
+        others, bend = _mean_jump(term, eta - target, target, weights, rank, len(factors.active))
+        slopes = jnp.where(others > 0, slopes, 0)
     elif term.residual:
         bends = jnp.where(present, term.curvature(eta, target, scale), 0)
         bend = jnp.sum(weights * bends) / jnp.sum(weights)
+    else:
+        bend = jnp.ones((), x.dtype)
+    if term.residual and kind is not Kind.QUADRATIC:
+        spread = jnp.sum(jnp.square(weights * slopes)) * (jnp.sum(present) / jnp.sum(weights))
+    else:  # weights are precisions
+        spread = jnp.sum(weights * slopes * slopes / expected)
     variance = spread / (jnp.sum(present) - rank) / (bend * bend)
     back = factors.back
     if with_intercept:
@@ -174,39 +175,38 @@ def _covariance(loss: Any, rows: Rows, coef: Array, intercept: Array, scale: Arr
     return variance * matmul(back, back.T)
 
 
-def _mean_jump(term: Term, residual: Array, target: Array, weights: Array, rank: Array, most: int) -> Array:
+def _mean_jump(
+    term: Term, residual: Array, target: Array, weights: Array, rank: Array, most: int
+) -> tuple[Array, Array]:
     """The mean curvature of a piecewise-linear loss: over its kinks, the slope's jump times the residuals' density.
 
-    The fit passes through as many rows as its rank, whose residuals are at a kink by that alone: they are left out.
+    The fit passes through as many rows as its rank. They are at a kink by that alone, on a side that rounding chooses:
+    they are left out, and the weights of the others are returned first.
     """
-    place, below, above = term.kinks(target)
-    weights = weights / jnp.sum(weights)
-    count = 1 / jnp.sum(weights * weights)  # of equal weights, the rows; else as many as tell as much
-    distances = jnp.abs(residual[None] - place.reshape(len(place), -1))
+    kinks = term.kinks(target)
+    place = kinks.place.reshape(len(kinks.place), -1)
+    jump = (kinks.above - kinks.below).reshape(place.shape)
+    weights, distances = weights / jnp.sum(weights), jnp.abs(residual[None] - place)
     met = jnp.argsort(jnp.where(weights > 0, jnp.min(distances, axis=0), jnp.inf))[:most]
     others = weights.at[met].multiply(jnp.arange(len(met)) >= rank)
-    order = jnp.argsort(jnp.where(weights > 0, residual, jnp.inf))
-    ranked, share = residual[order], jnp.cumsum(weights[order])
-    low, high = (ranked[jnp.searchsorted(share, level)] for level in (0.25 - 1e-5, 0.75 - 1e-5))
-    variance = jnp.sum(weights * jnp.square(residual - jnp.sum(weights * residual)))
-    spread = jnp.minimum(jnp.sqrt(variance), (high - low) / 1.349)
-    total = jnp.zeros((), residual.dtype)
-    for at, jump in zip(place, above - below, strict=True):
-        level = jnp.clip(jnp.sum(others * (residual <= at)) / jnp.sum(others), 1 / count, 1 - 1 / count)
-        width = spread * _bandwidth(level, count)
-        kernel = 0.75 * jnp.maximum(1 - jnp.square((residual - at) / width), 0) / width
-        total = total + jnp.sum(others * jump * kernel) / jnp.sum(others)
-    return total
+    width = _bandwidth(residual, weights)
+    kernel = 0.75 * jnp.maximum(1 - jnp.square(distances / width), 0) / width
+    return others, jnp.sum(others[None] * jump * kernel) / jnp.sum(others)
 
 
-def _bandwidth(level: Array, count: Array) -> Array:
-    """Half that of Hall and Sheather (1988) at this level of a standard normal sample, of 95 % intervals.
+def _bandwidth(residual: Array, weights: Array) -> Array:
+    """2.34·σ·n^(−1/3), with a σ that outliers do not move; the weights add to 1.
 
-    Theirs suits densities that are smooth; at the peak of Laplace's it makes standard errors 15 % too large.
+    For the density itself 2.34·σ·n^(−1/5) would be best with Epanechnikov's kernel (Silverman, Density Estimation,
+    1986, ch. 3). A standard error divides by the density, and suffers more from its bias than from its variance, so
+    that the bandwidth is to shrink faster: as n^(−1/3) in Hall and Sheather (J. R. Stat. Soc. B 1988). Theirs, at
+    n = 400 two and a half times as wide, makes the standard errors of mae 21 % too large for Laplace's noise, and those
+    of a tube of two standard deviations 17 % too small for normal noise; this one keeps both, and all between, in 9 %.
     """
-    normal = jax.scipy.stats.norm
-    point = normal.ppf(level)
-    width = 1.959964 ** (2 / 3) * (1.5 * normal.pdf(point) ** 2 / (2 * point * point + 1)) ** (1 / 3)
-    width = jnp.maximum(0.5 * count ** (-1 / 3) * width, 4 / count)  # a few rows at least
-    width = jnp.minimum(width, 0.9 * jnp.minimum(level, 1 - level))
-    return normal.ppf(level + width) - normal.ppf(level - width)
+    order = jnp.argsort(jnp.where(weights > 0, residual, jnp.inf))
+    middle = jnp.cumsum(weights[order]) - 0.5 * weights[order]
+    low, high = jnp.interp(jnp.array([0.25, 0.75], middle.dtype), middle, residual[order])
+    deviation = jnp.sqrt(jnp.sum(weights * jnp.square(residual - jnp.sum(weights * residual))))
+    spread = jnp.where(high > low, jnp.minimum(deviation, (high - low) / 1.349), deviation)
+    count = 1 / jnp.sum(weights * weights)  # of equal weights, the rows; else as many as tell as much
+    return jnp.maximum(2.34 * spread * count ** (-1 / 3), jnp.finfo(residual.dtype).tiny)

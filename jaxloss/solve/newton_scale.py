@@ -69,9 +69,11 @@ def descend_with_scale(term: Term, design: Design, target: Array, weights: Array
         times = jnp.where(first, graduated(term, residual, zero, weights, scale_at(residual, places, one)), state.times)
         times = jnp.where(first | state.newton, times, jnp.maximum(0.5 * times, 1))
         unit = scale_at(residual, places, times)
-        pulls, bends, majorants = (
-            weights * part(residual, zero, unit) for part in (term.slope, term.curvature, term.majorant)
-        )
+        pulls = weights * term.slope(residual, zero, unit)
+        # Past a dead zone ψ(r)/r rises, and a parabola of that curvature is not above the loss; one of the largest is.
+        bend, parabola = term.curvature(residual, zero, unit), term.majorant(residual, zero, unit)
+        least = jnp.max(jnp.where((weights > 0) & (bend > 1.001 * parabola), bend, 0))
+        bends, majorants = weights * bend, weights * jnp.maximum(parabola, least)
         gradient = summed(pulls, design.rows) + design.penalty @ phi
         share = gradient_share(gradient, jnp.sqrt(pulls @ pulls))
         there = Point(phi, residual + target, best.value, pulls, bends, gradient, share, share, best.matrix)

@@ -51,6 +51,8 @@ EQUIVALENT: dict[str, dict[str, str]] = {
     "tweedie_deviance": {
         "_log: 0 * x -> 0": TYPE,
         "_log: 0 * x -> 0 (2)": TYPE,
-        "tweedie_deviance: power >= 1 -> power <= 1 (3)": "for a prediction of 0, which test_limits has",
+        "_tweedie_curvature: -50 -> 50": "for powers past a thousand, which test_no_nan draws",
+        "tweedie_deviance: power >= 1 -> power <= 1 (2)": "for a prediction of 0, which test_limits has",
+        "tweedie_deviance: target > 0 -> target < 0": "for a prediction of 0, which test_limits has",
     },
 }

@@ -17,7 +17,7 @@ from jaxloss.contract import POSITIVE, REAL
 from jaxloss.likelihood.constant import quantiles
 from jaxloss.likelihood.distribution import Distribution, family, positive, raw_of_positive
 from jaxloss.likelihood.draws import log_gamma_ratios
-from jaxloss.likelihood.tails import student_log_peak, student_tails
+from jaxloss.likelihood.tails import hold_shape, student_log_peak, student_tails
 from jaxloss.numerics import kink
 from jaxloss.numerics.gamma import (
     half_step_correction,
@@ -264,7 +264,7 @@ class StudentT(LocationScale):
         return self.loc + normal * factor * factor
 
     def _crps(self, target: Array) -> Array:
-        df = jnp.where(self.df > 1, self.df, 2)
+        df = hold_shape(jnp.where(self.df > 1, self.df, 2))
         return jnp.where(self.df > 1, _student_score(target - self.loc, self.scale, df), jnp.nan)
 
     @classmethod

@@ -23,6 +23,7 @@ from jaxloss.likelihood.saddle_point import (
     poisson_log_mass,
     poisson_tails,
 )
+from jaxloss.numerics.partials import with_partials
 
 __all__ = ["NegativeBinomial", "Poisson"]
 
@@ -53,7 +54,7 @@ class _Counts(Distribution):
         return jnp.where(inside, log_mass, jnp.where(jnp.isnan(target), jnp.nan, -jnp.inf))
 
     def _log_tails(self, target: Array) -> tuple[Array, Array]:
-        most = jnp.finfo(target.dtype).max / 4096  # past it no family here has anything left
+        most = 2.0**-30 * jnp.finfo(target.dtype).max  # past it no family here has anything left
         count = lax.stop_gradient(jnp.clip(jnp.floor(target), 0, most))
         below, above = self._tails(count)
         none = target < 0
@@ -97,10 +98,7 @@ class Poisson(_Counts):
         return poisson_counts(key, self.log_rate)
 
     def _crps(self, target: Array) -> Array:
-        """(y − λ)(2F(y) − 1) + 2λf(y) − λe^(−2λ)(I₀(2λ) + I₁(2λ)): Wei & Held, Test 2014."""
-        rate = jnp.exp(self.log_rate)
-        mass, ordered = jnp.exp(self._log_prob(jnp.floor(target))), i0e(2 * rate) + i1e(2 * rate)
-        return -excess(target, self.log_rate) * (2 * self._cdf(target) - 1) + rate * (2 * mass - ordered)
+        return _poisson_score(target, self.log_rate)
 
     @classmethod
     def _from_raw(cls, *raw: Array) -> Poisson:
@@ -156,3 +154,23 @@ class NegativeBinomial(_Counts):
     def _raw_of(cls, mean: Array, variance: Array) -> tuple[Array, ...]:
         concentration = mean * mean / jnp.maximum(variance - mean, 0.01 * mean)
         return raw_of_bounded(jnp.log(mean), LOG_RATE_BOUND), raw_of_positive(concentration, CONCENTRATION_FLOOR)
+
+
+def _poisson_parts(target: Array, log_rate: Array) -> tuple[Array, Array, Array]:
+    """The rate, 2F − 1 with F the cdf at the target, and twice the probability of the count there."""
+    pred = Poisson(log_rate)
+    return jnp.exp(log_rate), 2 * pred._cdf(target) - 1, 2 * jnp.exp(pred._log_prob(jnp.floor(target)))
+
+
+def _poisson_crps(target: Array, log_rate: Array) -> Array:
+    """(y − λ)(2F(y) − 1) + 2λf(y) − λe^(−2λ)(I₀(2λ) + I₁(2λ)): Wei & Held, Test 2014."""
+    rate, side, mass = _poisson_parts(target, log_rate)
+    return rate * (mass - (i0e(2 * rate) + i1e(2 * rate))) - excess(target, log_rate) * side
+
+
+def _poisson_crps_by_log_rate(target: Array, log_rate: Array) -> Array:
+    rate, side, mass = _poisson_parts(target, log_rate)
+    return rate * (mass * (1 - (target - jnp.floor(target))) - side - i0e(2 * rate))
+
+
+_poisson_score = with_partials(_poisson_crps, lambda *at: _poisson_parts(*at)[1], _poisson_crps_by_log_rate)

@@ -291,6 +291,6 @@ def solve_quantile(dist: Distribution, level: Array) -> Array:
     if dist.discrete:
         return quantile
     density = jnp.exp(frozen._log_prob(quantile))
-    safe = inside & (density > 0)
+    safe = inside & (density >= info.tiny)
     miss = (dist._cdf(lax.stop_gradient(quantile)) - level) / jnp.where(safe, density, 1)
     return quantile - jnp.where(safe, miss - lax.stop_gradient(miss), 0)

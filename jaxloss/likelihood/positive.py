@@ -17,7 +17,7 @@ from jaxloss.contract import POSITIVE, REAL, is_host_value
 from jaxloss.likelihood.continuous import SCALE_FLOOR
 from jaxloss.likelihood.distribution import Distribution, bounded, family, positive, raw_of_bounded, raw_of_positive
 from jaxloss.likelihood.draws import exp_of_sum, log_gamma_ratios
-from jaxloss.likelihood.tails import gamma_log_peak, gamma_tails
+from jaxloss.likelihood.tails import gamma_log_density, gamma_tails, hold_shape
 from jaxloss.numerics.gamma import (
     exp_excess,
     half_step_correction,
@@ -25,6 +25,7 @@ from jaxloss.numerics.gamma import (
     log_normal_cdf,
     normal_cdf,
     normal_quantile,
+    stirling_correction,
 )
 from jaxloss.numerics.partials import ratio, with_partials
 
@@ -177,39 +178,47 @@ def _log_ratio(target: Array, log_mean: Array) -> Array:
     return jnp.minimum(log_difference(target, log_mean), 1e3)  # there the density is 0 in any float
 
 
-def _log_gamma_density(log_ratio: Array, a: Array) -> Array:
-    """The log density of the logarithm: half the unit deviance is what it loses from its peak."""
-    return gamma_log_peak(a) - a * exp_excess(log_ratio)
+def _gamma_terms(target: Array, log_mean: Array, a: Array) -> tuple[Array, Array, Array]:
+    """(target − mean)·(2F − 1); 2·mean·target·density/a; and half the expected gap of two draws.
 
-
-def _gamma_parts(target: Array, log_mean: Array, a: Array) -> tuple[Array, Array, Array, Array]:
-    """With F the cdf at the target: the mean, 2F − 1, 2·mean·target·density/a, half the expected gap of two draws."""
+    F is the cdf at the target. The last two are regular at a = 0.
+    """
     mean, log_ratio = jnp.exp(log_mean), _log_ratio(_inside(target), log_mean)
-    side = jnp.where(target <= 0, -1, 2 * jnp.exp(gamma_tails(a, log_ratio)[0]) - 1)
-    above = jnp.where(target <= 0, 0, mean * (2 / a) * jnp.exp(_log_gamma_density(log_ratio, a)))
-    return mean, side, above, mean * jnp.exp(half_step_correction(a)) / jnp.sqrt(math.pi * a)
+    gap = jnp.where(target <= 0, target - mean, mean * jnp.expm1(log_ratio))
+    step = jnp.where(a < 1, jnp.log1p(a) - jnp.log(a), jnp.log1p(1 / jnp.maximum(a, 1)))  # log(1 + 1/a)
+    log_peak = 1 - a * step - 0.5 * jnp.log1p(a) - 0.5 * math.log(2 * math.pi) - stirling_correction(a + 1)
+    above = jnp.where(target <= 0, 0, 2 * mean * jnp.exp(log_peak - a * exp_excess(log_ratio)))
+    return (
+        gap * _gamma_side(target, log_mean, a),
+        above,
+        mean * jnp.exp(-half_step_correction(a + 0.5)) / jnp.sqrt(math.pi * (a + 0.5)),
+    )
+
+
+def _gamma_side(target: Array, log_mean: Array, a: Array) -> Array:
+    """2F − 1."""
+    below = jnp.exp(gamma_tails(a, _log_ratio(_inside(target), log_mean))[0])
+    return jnp.where(target <= 0, -1, 2 * below - 1)
 
 
 def _gamma_crps(target: Array, log_mean: Array, a: Array) -> Array:
-    mean, side, above, spread = _gamma_parts(target, log_mean, a)
-    gap = jnp.where(target <= 0, target - mean, mean * jnp.expm1(_log_ratio(_inside(target), log_mean)))
-    return gap * side + above - spread
-
-
-def _gamma_crps_by_target(target: Array, log_mean: Array, a: Array) -> Array:
-    return _gamma_parts(target, log_mean, a)[1]
+    gap, above, spread = _gamma_terms(target, log_mean, a)
+    return gap + above - spread
 
 
 def _gamma_crps_by_log_mean(target: Array, log_mean: Array, a: Array) -> Array:
-    mean, side, above, spread = _gamma_parts(target, log_mean, a)
-    return above - mean * side - spread
+    _, above, spread = _gamma_terms(target, log_mean, a)
+    return above - jnp.exp(log_mean) * _gamma_side(target, log_mean, a) - spread
 
 
 def _gamma_crps_by_concentration(target: Array, log_mean: Array, a: Array) -> Array:
-    return jax.jvp(lambda a: _gamma_crps(target, log_mean, a), (a,), (jnp.ones_like(a),))[1]
+    slopes = jax.jvp(lambda a: _gamma_terms(target, log_mean, a), (a,), (jnp.ones_like(a),))[1]
+    most = 0.25 * jnp.finfo(a.dtype).max  # two infinite terms would be NaN
+    gap, above, spread = (jnp.clip(slope, -most, most) for slope in slopes)
+    return gap + above - spread
 
 
-_gamma_score = with_partials(_gamma_crps, _gamma_crps_by_target, _gamma_crps_by_log_mean, _gamma_crps_by_concentration)
+_gamma_score = with_partials(_gamma_crps, _gamma_side, _gamma_crps_by_log_mean, _gamma_crps_by_concentration)
 
 
 @family
@@ -238,7 +247,7 @@ class Gamma(Positive):
         return jnp.exp(2 * self.log_mean) / self.concentration
 
     def _log_density(self, target: Array) -> Array:
-        return _log_gamma_density(_log_ratio(target, self.log_mean), self.concentration) - jnp.log(target)
+        return gamma_log_density(self.concentration, _log_ratio(target, self.log_mean)) - jnp.log(target)
 
     def _cdf(self, target: Array) -> Array:
         return jnp.exp(self._log_tails(target)[0])
@@ -250,7 +259,7 @@ class Gamma(Positive):
         return exp_of_sum(self.log_mean, log_gamma_ratios(key, self.concentration))
 
     def _crps(self, target: Array) -> Array:
-        return _gamma_score(target, self.log_mean, self.concentration)
+        return _gamma_score(target, self.log_mean, hold_shape(self.concentration))
 
     def _affine(self, shift: Any, scale: Any) -> Self:
         self._without_shift(shift)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxloss.likelihood.tails import gamma_tails, log_integral
+from jaxloss.likelihood.tails import gamma_tails, hold_shape, log_integral
 from jaxloss.numerics.gamma import exp_excess, log_complement, log_difference, stirling_correction
 from jaxloss.numerics.partials import ratio, with_partials
 
@@ -188,27 +188,52 @@ def negative_binomial_log_mass(count: Array, log_rate: Array, concentration: Arr
     return jnp.where(count > 0, log_mass, -spread_deviance_of_none(log_rate, concentration))
 
 
-def negative_binomial_tails(count: Array, log_rate: Array, concentration: Array) -> tuple[Array, Array]:
-    """log P(Y ≤ count), log P(Y > count) for count ≥ 0.
+def _beta_fall(step: Array, after: Array, log_rate: Array, concentration: Array) -> Array:
+    """What the integrand of a tail has fallen to, as a logarithm, a step into the tail: of two unit deviances."""
+    step = jnp.where(log_difference(after, log_rate) <= 0, -step, step)
+    own, rate = spread_deviance(after, concentration, step), jnp.exp(log_rate)
+    ahead = concentration / (concentration + after) * (excess(after, log_rate) / (concentration + rate))
+    return own + (after + concentration) * jnp.log1p(-ahead * gap(after, concentration, step))
 
-    The first is the tail of a beta variable, that is the integral of exp(−fall) over its log odds, where `fall` is the
-    difference of two unit deviances at count + 1.
+
+def _beta_integral(after: Array, log_rate: Array, concentration: Array, reach: Array) -> Array:
+    """The logarithm of a tail over its integrand at the end: of P(Y ≥ after), or where after ≤ rate of P(Y < after).
+
+    It is the tail of a beta variable: the integral of exp(−fall) over its log odds.
     """
-    after = count + 1
-    log_ratio = log_difference(after, log_rate)
-    lower = log_ratio <= 0
-    side = jnp.where(lower, 1, -1).astype(count.dtype)
+    return log_integral(lambda step: _beta_fall(step, after, log_rate, concentration), reach)
 
-    def fall(step: Array, after: Array, log_rate: Array, concentration: Array) -> Array:
-        own = spread_deviance(after, concentration, -side * step)
-        rate = jnp.exp(log_rate)
-        ahead = concentration / (concentration + after) * (excess(after, log_rate) / (concentration + rate))
-        return own + (after + concentration) * jnp.log1p(-ahead * gap(after, concentration, -side * step))
 
+def _beta_tail_value(after: Array, log_rate: Array, concentration: Array, reach: Array) -> Array:
+    at_end = negative_binomial_log_mass(after, log_rate, concentration) + jnp.log(after)
+    return at_end + _beta_integral(after, log_rate, concentration, reach)
+
+
+def _beta_tail_by_log_rate(after: Array, log_rate: Array, concentration: Array, reach: Array) -> Array:
+    rate = jnp.exp(-_beta_integral(after, log_rate, concentration, reach))
+    return jnp.where(log_difference(after, log_rate) <= 0, -rate, rate)
+
+
+def _beta_tail_by_concentration(after: Array, log_rate: Array, concentration: Array, reach: Array) -> Array:
+    def tail(concentration: Array) -> Array:
+        return _beta_tail_value(after, log_rate, concentration, reach)
+
+    return jax.jvp(tail, (concentration,), (jnp.ones_like(concentration),))[1]
+
+
+def _none(after: Array, *_: Array) -> Array:
+    return jnp.zeros_like(after)
+
+
+_beta_tail = with_partials(_beta_tail_value, _none, _beta_tail_by_log_rate, _beta_tail_by_concentration, _none)
+
+
+def negative_binomial_tails(count: Array, log_rate: Array, concentration: Array) -> tuple[Array, Array]:
+    """log P(Y ≤ count), log P(Y > count) for count ≥ 0, which has no derivative."""
+    after, concentration = lax.stop_gradient(count + 1), hold_shape(concentration)
     parameters = (after, log_rate, concentration)
-    reach = _reach(lambda step: fall(step, *lax.stop_gradient(parameters)), after)
-    peak = negative_binomial_log_mass(*parameters) + jnp.log(after)
-    tail = peak + log_integral(lambda step: fall(step, *parameters), reach)
+    reach = _reach(lambda step: _beta_fall(step, *lax.stop_gradient(parameters)), after)
+    tail, lower = _beta_tail(*parameters, reach), log_difference(after, log_rate) <= 0
     other = log_complement(tail)
     return jnp.where(lower, tail, other), jnp.where(lower, other, tail)
 
@@ -216,7 +241,7 @@ def negative_binomial_tails(count: Array, log_rate: Array, concentration: Array)
 def _reach(fall: Callable[[Array], Array], like: Array) -> Array:
     """Where a convex function from 0 has risen so far that its exponential no longer counts, to 1 %, by bisection."""
     info = jnp.finfo(like.dtype)
-    enough, widest = (18.0, 44.0) if info.bits <= 32 else (40.0, 350.0)
+    enough, least, most = (18.0, -84.0, 44.0) if info.bits <= 32 else (40.0, -700.0, 350.0)
 
     def halve(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = ends
@@ -224,5 +249,5 @@ def _reach(fall: Callable[[Array], Array], like: Array) -> Array:
         past = fall(jnp.exp(middle)) >= enough
         return jnp.where(past, low, middle), jnp.where(past, middle, high)
 
-    ends = jnp.full_like(like, -widest), jnp.full_like(like, widest)
-    return jnp.exp(lax.fori_loop(0, 16, halve, ends)[1])
+    ends = jnp.full_like(like, least), jnp.full_like(like, most)
+    return jnp.exp(lax.fori_loop(0, 17, halve, ends)[1])

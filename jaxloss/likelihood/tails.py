@@ -20,11 +20,19 @@ from jaxloss.numerics.gamma import (
     half_step_correction,
     log_complement,
     stirling_correction,
+    stirling_slope,
     student_tail_fall,
 )
 from jaxloss.numerics.partials import with_partials
 
-__all__ = ["gamma_log_peak", "gamma_tails", "log_integral", "student_log_peak", "student_tails"]
+__all__ = [
+    "gamma_log_density",
+    "gamma_tails",
+    "hold_shape",
+    "log_integral",
+    "student_log_peak",
+    "student_tails",
+]
 
 Array = jax.Array
 
@@ -39,7 +47,8 @@ def log_integral(fall: Callable[[Array], Array], reach: Array) -> Array:
     nodes, weights = np.polynomial.legendre.leggauss(_settings(reach.dtype)[0])
     nodes = 0.5 * (nodes + 1)
     rule = jnp.asarray(nodes**3, reach.dtype), jnp.asarray(1.5 * nodes**2 * weights, reach.dtype)
-    reach = lax.stop_gradient(jnp.minimum(reach, 0.25 * jnp.finfo(reach.dtype).max))
+    info = jnp.finfo(reach.dtype)
+    reach = lax.stop_gradient(jnp.clip(reach, info.tiny, 0.25 * info.max))
 
     def add(total: Array, node: tuple[Array, Array]) -> tuple[Array, None]:
         place, weight = node
@@ -48,6 +57,13 @@ def log_integral(fall: Callable[[Array], Array], reach: Array) -> Array:
     # A loop: in one kernel for all nodes, XLA computes what they share once for each.
     total, _ = lax.scan(add, jnp.zeros_like(reach), rule)
     return jnp.log(reach) + jnp.log(total)
+
+
+def hold_shape(shape: Array) -> Array:
+    """The shape, away from the ends of its type, where its square, and what it is multiplied by here, overflows."""
+    info = jnp.finfo(shape.dtype)
+    least, most = (jnp.asarray(bound, shape.dtype) for bound in (2.0**30 * info.tiny, 2.0**-30 * info.max))
+    return lax.clamp(least, shape, most)  # whose derivative past them is 0 whatever it is multiplied by
 
 
 def _both(tail: Array, upper: Array) -> tuple[Array, Array]:
@@ -61,9 +77,22 @@ def _by_shape(tail: Callable[[Array, Array], Array]) -> Callable[[Array, Array],
     return lambda shape, point: jax.jvp(lambda shape: tail(shape, point), (shape,), (jnp.ones_like(shape),))[1]
 
 
-def gamma_log_peak(a: Array) -> Array:
-    """log(aᵃe⁻ᵃ/Γ(a)): the log density of the logarithm of a gamma variable of shape a, at its mean."""
-    return 0.5 * jnp.log(a) - 0.5 * math.log(2 * math.pi) - stirling_correction(a)
+def _gamma_log_density(a: Array, log_ratio: Array) -> Array:
+    """The log density of the logarithm of a gamma variable of shape a, at log_ratio = log(y/mean).
+
+    log(aᵃe⁻ᵃ/Γ(a)), its peak, less half the unit deviance.
+    """
+    peak = 0.5 * jnp.log(a) - 0.5 * math.log(2 * math.pi) - stirling_correction(a)
+    return peak - a * exp_excess(log_ratio)
+
+
+def _gamma_log_density_by_shape(a: Array, log_ratio: Array) -> Array:
+    return 0.5 / a - stirling_slope(a) - exp_excess(log_ratio)
+
+
+gamma_log_density = with_partials(
+    _gamma_log_density, _gamma_log_density_by_shape, lambda a, log_ratio: -a * jnp.expm1(log_ratio)
+)
 
 
 def _gamma_integral(a: Array, log_ratio: Array) -> Array:
@@ -77,16 +106,16 @@ def _gamma_integral(a: Array, log_ratio: Array) -> Array:
         return a * (rate * (side * jnp.expm1(side * h)) + exp_excess(side * h))
 
     # Bounds of where fall is `enough`, each near for some shapes: from its slope and bend at 0, and from far out.
-    slope, bend = a * rate, a * jnp.exp(near)
+    slope, bend, inverse = a * rate, a * jnp.exp(near), jnp.exp(-near)
     above = 2 * enough / (slope + jnp.hypot(slope, jnp.sqrt(2 * enough * bend)))
-    far_above = jnp.log1p(jnp.square((a + jnp.sqrt(a * a + 4 * enough * bend)) / (2 * bend)))
+    far_above = jnp.log1p(0.25 * jnp.square(inverse + jnp.sqrt(inverse * inverse + 4 * enough / bend)))
     below = jnp.minimum(enough / slope, (enough + jnp.sqrt(enough * (enough + 8 * a))) / (2 * a))
     return log_integral(fall, jnp.where(upper, jnp.minimum(above, far_above), below))
 
 
 def _gamma_tail_value(a: Array, log_ratio: Array) -> Array:
     """log P(Y > y) where y is past the mean, else log P(Y ≤ y)."""
-    return gamma_log_peak(a) - a * exp_excess(jnp.minimum(log_ratio, 1e3)) + _gamma_integral(a, log_ratio)
+    return gamma_log_density(a, jnp.minimum(log_ratio, 1e3)) + _gamma_integral(a, log_ratio)
 
 
 def _gamma_tail_slope(a: Array, log_ratio: Array) -> Array:
@@ -100,7 +129,7 @@ _gamma_tail = with_partials(_gamma_tail_value, _by_shape(_gamma_tail_value), _ga
 @jax.jit
 def gamma_tails(a: Array, log_ratio: Array) -> tuple[Array, Array]:
     """log P(Y ≤ y), log P(Y > y) for Y gamma of shape a, with log_ratio = log(y/mean)."""
-    return _both(_gamma_tail(a, log_ratio), log_ratio >= 0)
+    return _both(_gamma_tail(hold_shape(a), log_ratio), log_ratio >= 0)
 
 
 def student_log_peak(df: Array) -> Array:
@@ -162,4 +191,5 @@ _student_tail = with_partials(_student_tail_value, _by_shape(_student_tail_value
 @jax.jit
 def student_tails(df: Array, z: Array) -> tuple[Array, Array]:
     """log P(T ≤ z), log P(T > z) for Student's t."""
+    df = jnp.where(df < 2.0**-60, 2.0**-60, hold_shape(df))  # whose inverse square is finite
     return _both(_student_tail(df, z), z >= 0)

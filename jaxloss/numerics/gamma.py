@@ -27,6 +27,7 @@ __all__ = [
     "normal_cdf",
     "normal_quantile",
     "stirling_correction",
+    "stirling_slope",
     "student_fall",
     "student_rise",
     "student_tail_fall",
@@ -236,7 +237,8 @@ def _log_normal_cdf_slope(z: Array) -> Array:
 normal_cdf = with_partials(ndtr, _normal_density)
 log_normal_cdf = with_partials(lambda z: log_ndtr(z), _log_normal_cdf_slope)
 normal_quantile = with_partials(ndtri, lambda level: 1 / _normal_density(ndtri(level)))
-stirling_correction = with_partials(_stirling_correction, with_partials(_slope, _curvature))
+stirling_slope = with_partials(_slope, _curvature)
+stirling_correction = with_partials(_stirling_correction, stirling_slope)
 half_step_correction = with_partials(_half_step_correction, _half_step_slope)
 exp_excess = with_partials(_exp_excess, with_partials(jnp.expm1, jnp.exp))
 log_difference = with_partials(_log_difference, lambda x, _: 1 / x, lambda x, _: -jnp.ones_like(x))

@@ -214,6 +214,25 @@ def test_optimizers_that_ask_for_the_loss_are_as_by_hand(problem, parts):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-3, 1e-5), state.params, mine)
 
 
+@pytest.mark.parametrize("guard", [True, "gradient"])
+def test_the_guards_agree_and_keep_what_is_finite(problem, guard):
+    params, batch = problem
+    optimizer = optax.adam(0.1)
+    step = jax.jit(make_step(supervised(linear, mse), optimizer, guard=guard))
+    state = TrainState.create(params, optimizer)
+    bare, _ = make_step(supervised(linear, mse), optimizer, guard=False)(state, batch)
+    fine, metrics = step(state, batch)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), fine.params, bare.params)
+    assert (int(metrics["skipped"]), int(fine.step)) == (0, 1)
+    after, metrics = step(fine, batch._replace(x=batch.x * jnp.inf))
+    jax.tree.map(np.testing.assert_array_equal, (after.params, after.opt_state), (fine.params, fine.opt_state))
+    assert (int(metrics["skipped"]), int(after.step), float(metrics["loss"].weight)) == (1, 2, 0.0)
+    steep = optax.chain(optax.scale(1e38), optax.scale(-1e3))
+    over, metrics = make_step(supervised(linear, mse), steep, guard=guard)(TrainState.create(params, steep), batch)
+    assert int(metrics["skipped"]) == 1
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(over.params))
+
+
 def test_functional_of_equal_models_is_equal():
     applies = [functional(nnx.Linear(2, 1, rngs=nnx.Rngs(seed)))[0] for seed in (0, 1)]
     assert applies[0] == applies[1]

@@ -352,3 +352,37 @@ def test_a_grain_dataset():
     result = fit(linear, start(), dataset, loss=mse, optimizer=OPTIMIZER, epochs=3)
     assert int(result.state.step) == 12
     assert result.history["loss"][-1] < result.history["loss"][0]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the memory's high water from /proc")
+def test_the_memory_of_a_large_model_is_that_of_a_bare_loop():
+    bare = float(run_program("memory", "bare"))
+    for kind, more in (("arrays", 0.75), ("validated", 1.75), ("stream", 0.75)):  # a quarter is the measure's own noise
+        assert float(run_program("memory", kind)) < bare + more, kind
+
+
+LARGE = 2**23  # with its momentum, 64 MiB: no copy of the state is held
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_large_state_is_guarded_by_its_gradient(streamed):
+    """The same as a small one: what is not finite is skipped, counted and named."""
+    x, target = data()
+    target[25] = 3e38
+    rows = [(x[part], target[part]) for part in np.split(np.arange(ROWS), 5)]
+
+    def wide(params, x):
+        return linear(params, x) + 0.0 * params["unused"][0]
+
+    results = []
+    for size in (1, LARGE):
+        params = start() | {"unused": jnp.zeros(size)}
+        settings = {"loss": mse, "optimizer": optax.sgd(0.05, momentum=0.9), "epochs": 2}
+        with pytest.warns(UserWarning, match="2 updates were skipped.*first at step"):
+            results.append(fit(wide, params, rows if streamed else (x, target), batch_size=10, **settings))
+    small, large = results
+    same(small.history, large.history, 1e-6)
+    assert small.history["skipped"].tolist() == [1, 1]
+    for name in ("weight", "bias"):
+        same(small.params[name], large.params[name], 1e-6)

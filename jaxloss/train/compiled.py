@@ -3,7 +3,8 @@
 Steps run in blocks. A block is run as if nothing could go wrong; one sum tells afterwards whether a loss or a parameter
 was not finite. Then the block's start is kept, and the host has ever shorter parts run until the step is found, and it
 alone skipped by the guarded step. So the guard costs nothing until it is needed, and every update that is applied is
-computed by the same program, wherever a run was stopped.
+computed by the same program, wherever a run was stopped. A large state has no copy: there each step looks at its own
+gradient.
 """
 
 from __future__ import annotations
@@ -152,7 +153,7 @@ def train(run: Run, task: Task, orders: Any, control: Any) -> tuple[Run, jax.Arr
 
 def _names_of_curves(task: Task) -> list[str]:
     penalized = split_penalty(task.objective)[1] is not None
-    counts = task.plan.guard or task.plan.layout.steps > 1
+    counts = bool(task.plan.guard) or task.plan.layout.steps > 1
     names = ["loss", *["skipped"] * counts, *["penalty"] * penalized, *["validation_loss"] * task.validated]
     return [*names, *["active"] * task.plan.many]
 

@@ -40,8 +40,6 @@ from jaxloss.train.task import Clock, Plan, Start, Task
 
 __all__ = ["FitResult", "NonFiniteError", "fit"]
 
-_evaluate_params = jax.jit(evaluated_params)
-
 
 class FitResult(NamedTuple):
     """What a fit returns."""
@@ -127,6 +125,10 @@ def fit(
         numbers they close over are not those of the checkpoint; epochs, patience and mesh may differ. The code of
         functions and the batches of a stream are not compared.
     profile: write a profiler trace of the first two calls of the compiled program to run_dir.
+
+    Memory, in copies of the parameters: theirs and the optimizer's, as of the loop by hand, and one of the best where
+    there is validation. Of a state below 64 MiB one more copy is held, to which a block of steps is rolled back if
+    something in it was not finite; of a larger one none (`guard="gradient"` of `make_step`).
 
     The caller's arrays are neither donated nor changed. A second call with the same functions, optimizer and shapes
     compiles nothing.
@@ -288,7 +290,7 @@ def _conclude(standing: Standing, settings: Settings, placement: Placement, vali
     for name in ("loss", *(["validation_loss"] if validated else [])):
         curves.setdefault(name, np.zeros(0, np.float32))
     with placement.activate():
-        params = run.best_params if validated else _evaluate_params(run.state.params, run.state.opt_state)
+        params = run.best_params if validated else evaluated_params(run.state.params, run.state.opt_state)
     params, state = placement.give_back((params, run.state))
     result = FitResult(params, state, curves, int(run.best_epoch) if validated else clock.epoch)
     in_history = clock.position == 0 and "skipped" in curves  # which then tells, at no cost

@@ -17,6 +17,7 @@ from jaxloss.train.compiled import BLOCK, begin, close_epoch, means, step_once, 
 from jaxloss.train.mesh import Placement
 from jaxloss.train.order import draw_orders
 from jaxloss.train.processes import gathered
+from jaxloss.train.state import TrainState
 from jaxloss.train.task import Clock, Control, Limits, Run, Start, Status, Task
 
 __all__ = ["ArraySource", "Feed", "Pace", "Source", "Stream", "StreamSource", "read_mapped"]
@@ -29,6 +30,9 @@ ORDERS_PER_CALL = 2**22
 
 FIRST_STEPS, GROWTH = 32, 8
 """Steps of the first call that is watched, and the most by which the next may be longer than the last."""
+
+LARGE_STATE = 2**26
+"""Bytes of a state of which no copy is held to roll back to: beyond, a look at the gradient costs little of a step."""
 
 SECONDS_PER_CALL = 0.25
 """How long a call runs before the host looks up, where there is something to look after."""
@@ -82,13 +86,17 @@ class ArraySource:
         capacity = max(1, min(STEPS_PER_CALL // layout.steps, ORDERS_PER_CALL // (layout.rows * layout.shards)))
         self.task, self.limits = dataclasses.replace(task, plan=task.plan._replace(capacity=capacity)), limits
         self.capacity, self.draw, self.epochs = capacity, draw, epochs
+        self.guard: Any = False
         self.orders: Any = None
         self.first = -1
 
     def begin(self, start: Start) -> Run:
         """The run, or runs, before the first step."""
         self._draw(0)
-        return begin(self.task, start, self.orders)
+        run = begin(self.task, start, self.orders)
+        if not self.task.plan.many and _is_large(run.state):
+            self.guard = "gradient"
+        return run
 
     def _draw(self, epoch: int) -> None:
         """The orders of the epochs from this one on, unless they are there."""
@@ -103,7 +111,7 @@ class ArraySource:
         began = clock.epoch
         end = min(end, (began if self.draw is None else self.first) + self.capacity)
         while True:
-            guard = steps == 0
+            guard = self.guard or steps == 0
             task = dataclasses.replace(self.task, plan=self.task.plan._replace(guard=guard))
             control = Control(*clock, max(steps, 1), end, max(self.first, 0), *self.limits)
             run, packed, curves = train(run, task, self.orders, control.pack())
@@ -183,7 +191,10 @@ class StreamSource:
     def begin(self, start: Start) -> Run:
         """The run before the first step; reads the first batch."""
         self._open(Clock(0, 0))
-        return begin(dataclasses.replace(self.task, data=self.next), start, None)
+        run = begin(dataclasses.replace(self.task, data=self.next), start, None)
+        if _is_large(run.state):
+            self.task = dataclasses.replace(self.task, plan=self.task.plan._replace(guard="gradient"))
+        return run
 
     def _open(self, clock: Clock) -> None:
         """A pass over the batches of this epoch, past those that are done."""
@@ -260,6 +271,11 @@ class StreamSource:
             self.close()
         going = bool(run.active) and int(run.skipped) < self.limits.max_skipped
         return Advance(run, self.at, going, curves)
+
+
+def _is_large(state: TrainState) -> bool:
+    """Whether copies of the state are to be avoided, though each step then takes a little longer."""
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(state._replace(key=None))) >= LARGE_STATE
 
 
 def _chain(passes: Callable[[int], Iterator]) -> Iterator:

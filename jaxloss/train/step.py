@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,11 @@ __all__ = ["all_finite", "make_step"]
 
 
 def make_step(
-    objective: Objective, optimizer: optax.GradientTransformation, *, micro_batches: int = 1, guard: bool = True
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    *,
+    micro_batches: int = 1,
+    guard: bool | Literal["gradient"] = True,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]:
     """A pure `step(state, batch) -> (state, metrics)`; jit it, scan it, or shard its arguments.
 
@@ -37,7 +41,9 @@ def make_step(
     micro_batches: split the batch into this many parts, of equal size, and add their gradients: the memory of one part,
         and the full batch's gradient to rounding.
     guard: skip the update when the loss or a new parameter is not finite, as it is after a gradient that is not: the
-        state is then the old one but for its step number, and the batch counts in no sum but "skipped".
+        state is then the old one but for its step number, and the batch counts in no sum but "skipped". "gradient"
+        skips it when the loss or the gradient is not finite, whatever the optimizer would make of that, and holds the
+        single parameters that would overflow: it needs no second copy of the state, as True does.
     metrics: of the batch before the update, all sums, so that those of several steps add: "loss", a LossSum;
         "penalty", another, if the objective is `penalized`; with the guard "skipped", the number of skipped updates.
 
@@ -95,41 +101,80 @@ def make_step(
         check_params("make_step", state.params)
         key = jax.random.fold_in(state.key, state.step) if is_stateful(objective) or micro_batches > 1 else state.key
         params = differentiated_params(state.params)
-        (grads, sum_), model_state = accumulate(gradients, params, batch, state.model_state, key)
-        weights = jax.tree.leaves(sum_.weight)
-        grads = [jax.tree.map(lambda leaf, w=w: divide(leaf, w).astype(leaf.dtype), g) for g, w in zip(grads, weights)]
-        metrics: dict[str, Any] = {"loss": sum_}
+        (totals, sum_), model_state = accumulate(gradients, params, batch, state.model_state, key)
+        metrics, more = {"loss": sum_}, []
         if penalty is not None:
-            more, metrics["penalty"] = jax.grad(_valued(penalty), has_aux=True)(params)
-            grads.append(more)
-        grads = jax.tree.map(lambda *heads: sum(heads), *grads) if len(grads) > 1 else grads[0]
+            slope, metrics["penalty"] = jax.grad(_valued(penalty), has_aux=True)(params)
+            more.append(slope)
+        _check_same("apply", model_state, state.model_state, dtypes=True)
+
+        def gradient() -> Any:
+            """The totals' gradients divided by the weights, and added."""
+            weights = jax.tree.leaves(sum_.weight)
+            heads = [
+                jax.tree.map(lambda leaf, w=w: divide(leaf, w).astype(leaf.dtype), own)
+                for own, w in zip(totals, weights)
+            ]
+            heads += more
+            return jax.tree.map(lambda *heads: sum(heads), *heads) if len(heads) > 1 else heads[0]
 
         def value(params: Any) -> jax.Array:
             part = sums if micro_batches == 1 else jax.checkpoint(sums)  # searches differentiate: one part's memory
             value = accumulate(part, params, batch, state.model_state, key)[0].mean
             return value if penalty is None else value + penalty_sum(penalty, params).total
 
-        known = {"value": sum(sum_.mean for sum_ in metrics.values()), "grad": grads, "value_fn": value}
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, **_taken(optimizer.update, known))
-        for what, after, before in (
-            ("the optimizer's update", opt_state, state.opt_state), ("apply", model_state, state.model_state)
-        ):  # fmt: skip
-            if jax.tree.structure(after) != jax.tree.structure(before):
-                raise TypeError(f"make_step: {what} gives a state of another structure than it was given")
-        for new, old in zip(jax.tree.leaves(model_state), jax.tree.leaves(state.model_state)):
-            if jnp.result_type(new) != jnp.result_type(old):
-                told = f"{jnp.result_type(old)} to {jnp.result_type(new)}"
-                raise TypeError(f"make_step: apply turns a leaf of model_state from {told}: it must keep its dtype")
-        params = optax.apply_updates(state.params, updates)
-        new = TrainState(params, opt_state, model_state, state.key, state.step + 1)
+        def update() -> TrainState:
+            grads = gradient()
+            known = {"value": sum(sum_.mean for sum_ in metrics.values()), "grad": grads, "value_fn": value}
+            updates, opt_state = optimizer.update(
+                grads, state.opt_state, state.params, **_taken(optimizer.update, known)
+            )
+            _check_same("the optimizer's update", opt_state, state.opt_state, dtypes=False)
+            return TrainState(
+                optax.apply_updates(state.params, updates), opt_state, model_state, state.key, state.step + 1
+            )
+
         if not guard:
-            return new, metrics
-        finite = all_finite((metrics, new.params))
-        kept = state._replace(step=new.step), jax.tree.map(jnp.zeros_like, metrics)
-        new, metrics = jax.tree.map(functools.partial(jnp.where, finite), (new, metrics), kept)
-        return new, metrics | {"skipped": (~finite).astype(jnp.int32)}
+            return update(), metrics
+        kept = state._replace(step=state.step + 1)
+        if guard == "gradient":  # a conditional updates in place, where a selection holds both of what it selects from
+            finite = all_finite((metrics, totals, more))
+            new = lax.cond(finite, lambda: _hold(update(), state.params), lambda: kept)
+            skipped = ~finite | _overflown(new.params)
+        else:
+            new = update()
+            finite = all_finite((metrics, new.params))
+            new, skipped = jax.tree.map(functools.partial(jnp.where, finite), new, kept), ~finite
+        metrics = jax.tree.map(lambda sum_: jnp.where(finite, sum_, jnp.zeros_like(sum_)), metrics)
+        return new, metrics | {"skipped": skipped.astype(jnp.int32)}
 
     return step
+
+
+def _check_same(what: str, after: Any, before: Any, *, dtypes: bool) -> None:
+    """Raise `TypeError` for a state that is not of the structure it was given in, or of other types."""
+    if jax.tree.structure(after) != jax.tree.structure(before):
+        raise TypeError(f"make_step: {what} gives a state of another structure than it was given")
+    for new, old in zip(jax.tree.leaves(after), jax.tree.leaves(before)) if dtypes else ():
+        if jnp.result_type(new) != jnp.result_type(old):
+            told = f"{jnp.result_type(old)} to {jnp.result_type(new)}"
+            raise TypeError(f"make_step: {what} turns a leaf of model_state from {told}: it must keep its dtype")
+
+
+def _hold(new: TrainState, old: Any) -> TrainState:
+    """The state with parameters at the largest number of their type where they would overflow."""
+
+    def clip(after: jax.Array, before: jax.Array) -> jax.Array:
+        largest = jnp.finfo(after.dtype).max
+        return jnp.where(jnp.isnan(after), before, jnp.clip(after, -largest, largest))
+
+    return new._replace(params=jax.tree.map(clip, new.params, old))
+
+
+def _overflown(params: Any) -> jax.Array:
+    """Whether a parameter is where `_hold` has put it."""
+    at = [jnp.max(jnp.abs(leaf), initial=0) >= jnp.finfo(leaf.dtype).max for leaf in jax.tree.leaves(params)]
+    return functools.reduce(jnp.logical_or, at, jnp.array(False))
 
 
 def _taken(function: Callable, known: dict[str, Any]) -> dict[str, Any]:

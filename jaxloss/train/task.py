@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -76,7 +76,8 @@ class Plan(NamedTuple):
     """Whether runs are stacked along the first axis."""
     capacity: int = 0
     """Epochs that one call may end."""
-    guard: bool = False
+    guard: bool | Literal["gradient"] = False
+    """That of `make_step`."""
 
 
 @jax.tree_util.register_dataclass

@@ -11,7 +11,7 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 
 from jaxloss.numerics.order import power_of_two
-from jaxloss.numerics.pairs import two_sum
+from jaxloss.numerics.pairs import Pair, add, multiply, two_sum
 from jaxloss.solve.stages import is_concrete, stage, unless
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "far_from_dependent",
     "hessian",
     "matmul",
+    "matmul_of_pairs",
     "summed",
     "with_design",
 ]
@@ -40,6 +41,24 @@ def matmul(left: Array, right: Array) -> Array:
 def summed(weights: Array, rows: Array) -> Array:
     """Σ weights·rows over the rows; as a product of matrices it is twice as fast as with a vector."""
     return matmul(weights[None], rows)[0]
+
+
+def matmul_of_pairs(left: Pair, right: Pair, start: Array) -> Array:
+    """start + left·right to the last digit of its entries, whatever cancels: summed in twice the precision."""
+    start = jnp.broadcast_to(start, (len(left[0]), right[0].shape[1]))
+
+    def more(total: Pair, term: tuple[Pair, Pair]) -> tuple[Pair, None]:
+        column, factor = (
+            jax.tree.map(lambda part: jnp.broadcast_to(part, start.shape), pair)
+            for pair in (
+                jax.tree.map(lambda part: part[:, None], term[0]),
+                jax.tree.map(lambda part: part[None], term[1]),
+            )
+        )
+        return add(total, multiply(column, factor)), None
+
+    (high, low), _ = lax.scan(more, (start, 0 * start), (jax.tree.map(jnp.transpose, left), right))
+    return high + low
 
 
 class Centred(NamedTuple):

@@ -20,7 +20,7 @@ from jaxloss.solve.design import matmul, matmul_of_pairs, summed
 from jaxloss.solve.median import NORMAL_MEDIAN, scale_of
 from jaxloss.solve.term import Term
 
-__all__ = ["polish", "rounding_of", "settled"]
+__all__ = ["ROUNDINGS", "inverse_of", "lengths", "polish", "rounding_of", "settled"]
 
 Array = jax.Array
 ROUNDINGS = 16.0

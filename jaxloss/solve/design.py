@@ -27,10 +27,12 @@ __all__ = [
     "matmul",
     "matmul_of_pairs",
     "summed",
+    "summed_in_pairs",
     "with_design",
 ]
 
 Array = jax.Array
+BLOCK = 512
 
 
 def matmul(left: Array, right: Array) -> Array:
@@ -59,6 +61,28 @@ def matmul_of_pairs(left: Pair, right: Pair, start: Array) -> Array:
 
     (high, low), _ = lax.scan(more, (start, 0 * start), (jax.tree.map(jnp.transpose, left), right))
     return high + low
+
+
+def summed_in_pairs(weights: Pair, columns: Pair) -> Pair:
+    """Σ weights·column over the rows, in twice the precision: BLOCK sums side by side, then those. columns: (p, n)."""
+    total, count = len(weights[0]), len(columns[0])
+    number = -(-total // BLOCK)
+
+    def blocks(values: Array) -> Array:
+        padded = jnp.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, number * BLOCK - total)])
+        return jnp.moveaxis(padded.reshape(*values.shape[:-1], number, BLOCK), -2, 0)
+
+    def plus(total: Pair, block: tuple[Array, ...]) -> tuple[Pair, None]:
+        high, low, first, second = block
+        first, second = (jnp.broadcast_to(part, high.shape) for part in (first, second))
+        return add(total, multiply((high, low), (first, second))), None
+
+    zero = jnp.zeros((count, BLOCK), weights[0].dtype)
+    (high, low), _ = lax.scan(plus, (zero, zero), tuple(blocks(values) for values in (*columns, *weights)))
+    while high.shape[1] > 1:
+        half = high.shape[1] // 2
+        high, low = add((high[:, :half], low[:, :half]), (high[:, half:], low[:, half:]))
+    return high[:, 0], low[:, 0]
 
 
 class Centred(NamedTuple):

@@ -196,12 +196,13 @@ def _follow_edges(
 ) -> _Settled:
     """`descend_along_edges` from these parameters; `bad` is True. A ridge, which bends the edges, is not for it."""
     bounded = bounds_of(Term(loss, rows.settings), rows.target, rows.weights)
-    copies, ended = len(bounded.target) // len(rows.target), found.ended
+    copies, ended, dual = len(bounded.target) // len(rows.target), found.ended, found.ended.dual
+    assert dual is not None
     columns = jax.tree.map(lambda part: jnp.tile(part, (copies, 1)), _exact_columns(intercept, rows, design, bad))
-    vertex = descend_along_edges(bounded, columns, design.back, design.active, found.params[0], ended.dual.give)
+    vertex = descend_along_edges(bounded, columns, design.back, design.active, found.params[0], dual.give)
     gap = jnp.where(vertex.good, 0, ended.gap)
     good = vertex.good | (vertex.degenerate & (gap <= largest_gap(gap.dtype)))
-    dual = ended.dual._replace(y=vertex.y, give=vertex.met)
+    dual = dual._replace(y=vertex.y, give=vertex.met)
     better = found._replace(params=vertex.params, good=good, ended=Ended(ended.scale, gap, vertex.value, dual))
     better = jax.tree.map(lambda new, old: jnp.where(good & (rows.l2 == 0), new, old), better, found)
     return better._replace(number=found.number + vertex.number)

@@ -15,14 +15,12 @@ from jax import lax
 
 from jaxloss.numerics.order import place_of_mass
 from jaxloss.numerics.pairs import Pair, add
-from jaxloss.solve.design import matmul, matmul_of_pairs, summed
+from jaxloss.solve.design import matmul, matmul_of_pairs, summed, summed_in_pairs
 
 __all__ = ["Bounded", "Vertex", "descend_along_edges", "independent_rows"]
 
 Array = jax.Array
 STEPS = 200
-ROUNDINGS = 16.0
-"""How many roundings of the pulls that it balances a dual variable may be outside its bounds."""
 
 
 class Bounded(NamedTuple):
@@ -81,6 +79,7 @@ def descend_along_edges(rows: Bounded, columns: Pair, back: Array, active: Array
     columns: (n, p) each. back: from coordinates in a well-conditioned basis to parameters; active: those that count.
     """
     eps, count, width = jnp.finfo(params.dtype).eps, len(params), rows.high - rows.low
+    transposed = columns[0].T, columns[1].T
     present, both = width > 0, active[:, None] & active[None]
     basis = matmul_of_pairs(columns, (back, 0 * back), jnp.zeros_like(back[:1]))
     aims = jnp.zeros_like(basis, shape=(len(basis), count + 1)).at[:, -1].set(-rows.target)
@@ -90,7 +89,7 @@ def descend_along_edges(rows: Bounded, columns: Pair, back: Array, active: Array
         # In coordinates that are the residuals of the chosen rows: of `exact` these are unit vectors but for rounding.
         unit = jnp.eye(count, dtype=back.dtype)
         to_params = matmul(back, jnp.linalg.inv(jnp.where(both, basis[chosen], unit)))
-        factors = tuple(jnp.column_stack(pair) for pair in ((to_params, params[0]), (0 * to_params, params[1])))
+        factors = jnp.column_stack([to_params, params[0]]), jnp.column_stack([0 * to_params, params[1]])
         product = matmul_of_pairs(columns, factors, aims)
         rounding = jnp.where(both, product[chosen, :-1] - unit, 0)
         correction = matmul(rounding, rounding) - rounding
@@ -100,8 +99,11 @@ def descend_along_edges(rows: Bounded, columns: Pair, back: Array, active: Array
         others = present & (chosen_rows == 0)
         residual = jnp.where(others, product[:, -1] - matmul(edges, off), 0)
         side = jnp.where(others, jnp.where(residual > 0, rows.high, rows.low), 0)
-        met = -summed(side, edges)
-        unseen = ROUNDINGS * eps * jnp.sqrt(summed(side * side, edges * edges))
+        # Pulls of heavy rows cancel in the dual variable of a light one: to more digits than the type has.
+        high, low = summed_in_pairs((side, 0 * side), transposed)
+        from_params = to_params.T, matmul(to_params, correction).T
+        met = -matmul_of_pairs(from_params, (high[:, None], low[:, None]), jnp.zeros_like(back[:1, :1]))[:, 0]
+        unseen = eps**1.5 * jnp.sqrt(summed(side * side, edges * edges))
         past = jnp.maximum(met - rows.high[chosen], rows.low[chosen] - met)
         outside = jnp.where(active & (past > unseen), past / width[chosen], 0)
         worst = jnp.argmax(outside)

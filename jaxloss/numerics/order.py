@@ -9,7 +9,16 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-__all__ = ["bisect", "float_of_rank", "integer_like", "median_places", "power_of_two", "rank_of_float", "smallest"]
+__all__ = [
+    "bisect",
+    "float_of_rank",
+    "integer_like",
+    "median_places",
+    "place_of_mass",
+    "power_of_two",
+    "rank_of_float",
+    "smallest",
+]
 
 Array = jax.Array
 
@@ -60,6 +69,13 @@ def median_places(sizes: Array, weights: Array) -> tuple[Array, Array]:
     even = jnp.sum(jnp.where(ranks <= lower, weights, 0)) <= half
     above = jnp.min(jnp.where(ranks > lower, ranks, jnp.iinfo(ranks.dtype).max))
     return jnp.argmax(ranks == lower), jnp.argmax(ranks == jnp.where(even, above, lower))
+
+
+def place_of_mass(sizes: Array, weights: Array, mass: Array) -> Array:
+    """The place of the number ≥ 0 at which the weights of those up to it first come to `mass`."""
+    ranks = rank_of_float(sizes)
+    _, rank = bisect(lambda rank: jnp.sum(jnp.where(ranks <= rank, weights, 0)) >= mass, *_all_sizes(sizes))
+    return jnp.argmax(ranks == rank)
 
 
 def smallest(sizes: Array, number: int) -> Array:

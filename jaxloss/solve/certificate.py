@@ -15,12 +15,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxloss.numerics.order import median_places
-from jaxloss.numerics.pairs import Pair, add, multiply
-from jaxloss.solve.design import matmul, summed
+from jaxloss.numerics.pairs import Pair, add
+from jaxloss.solve.design import matmul, matmul_of_pairs, summed
 from jaxloss.solve.median import NORMAL_MEDIAN, scale_of
 from jaxloss.solve.term import Term
 
-__all__ = ["inverse_of", "lengths", "polish", "rounding_of", "settled"]
+__all__ = ["ROUNDINGS", "inverse_of", "lengths", "polish", "rounding_of", "settled"]
 
 Array = jax.Array
 ROUNDINGS = 16.0
@@ -119,18 +119,9 @@ def polish(
     def step(state: _State) -> _State:
         whole = jnp.pad(state.back, ((0, 0), (0, 1)))
         factors = whole.at[:, -1].set(state.params[0]), (0 * whole).at[:, -1].set(state.params[1])
-        start = jnp.zeros((len(target), number + 1), target.dtype).at[:, -1].set(-target if term.residual else 0)
-
-        def more(total: Pair, column: tuple[Pair, Pair]) -> tuple[Pair, None]:
-            (high, low), factor = column
-            shape = total[0].shape
-            entry = jnp.broadcast_to(high[:, None], shape), jnp.broadcast_to(low[:, None], shape)
-            return add(
-                total, multiply(entry, (jnp.broadcast_to(factor[0], shape), jnp.broadcast_to(factor[1], shape)))
-            ), None
-
-        product, _ = lax.scan(more, (start, 0 * start), (jax.tree.map(jnp.transpose, columns), factors))
-        product = product[0] + product[1]
+        start = jnp.zeros_like(target, shape=(len(target), number + 1))
+        start = start.at[:, -1].set(-target if term.residual else 0)
+        product = matmul_of_pairs(columns, factors, start)
         rows, eta, aim = product[:, :-1], product[:, -1], nought if term.residual else target
         scale, at = one, (0, 0)
         if scaled:

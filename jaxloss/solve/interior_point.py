@@ -17,19 +17,12 @@ from jax import lax
 from jaxloss.solve.design import Design, hessian, matmul, summed
 from jaxloss.solve.newton import regress
 from jaxloss.solve.stages import stage
+from jaxloss.solve.vertex import Bounded, independent_rows
 
-__all__ = ["Bounded", "Dual", "Rest", "interior_point"]
+__all__ = ["Dual", "Rest", "interior_point"]
 
 Array = jax.Array
 STEPS = 80
-
-
-class Bounded(NamedTuple):
-    """Rows with loss max over low ≤ y ≤ high of y·(prediction − target)."""
-
-    target: Array
-    low: Array
-    high: Array
 
 
 class Rest(NamedTuple):
@@ -43,7 +36,7 @@ class Dual(NamedTuple):
     """How it ended: coordinates, the dual variables, how far each gives way to its residual, and the relative gap.
 
     proved: whether the gap, which cannot see rows of small weight, is all that can be said, or the vertex has dual
-    variables inside the bounds of every row that it meets, each in its own unit.
+    variables inside the bounds of every row that it meets, each in its own unit and by more than rounding.
     """
 
     phi: Array
@@ -195,10 +188,11 @@ def interior_point(
     met = matmul(inverse.T, -balance_of(vertex, side) * inside.active)
     unseen = 4 * eps * jnp.sqrt(summed(side * side, inside.rows * inside.rows))
     past = jnp.maximum(met - high[chosen], low[chosen] - met) + 100 * matmul(jnp.abs(inverse.T), unseen)
-    close = jnp.abs(residual) <= 16 * eps * (jnp.abs(target) + jnp.max(jnp.abs(vertex)))
-    degenerate = jnp.sum(close & present) > jnp.sum(inside.active)  # then other rows would do as well
-    within = jnp.all((past <= 0.01 * (high - low)[chosen]) | ~inside.active)
-    proved = tied | degenerate | (better & within)
+    within = jnp.all((past <= 0) | ~inside.active)
+    # Rounding leaves a residual to the rows that are met, which is to be nothing beside those of the others.
+    left = jnp.abs(target[chosen]) + matmul(jnp.abs(inside.rows[chosen]), jnp.abs(vertex))
+    told = jnp.sum(jnp.where(inside.active, (high - low)[chosen] * left, 0)) <= 64 * value
+    proved = tied | (better & within & told)
     side = side.at[chosen].set(jnp.clip(met, low[chosen], high[chosen]))
     held, certified = jax.vmap(lambda y: gap_of(vertex, residual, value, y))(jnp.stack([state.y, side]))
     y = jnp.where(better & (certified < jnp.minimum(held, state.gap)), side, state.y)
@@ -208,27 +202,10 @@ def interior_point(
 
 
 def _vertex(design: Design, target: Array, phi: Array, give: Array) -> tuple[Array, Array, Array]:
-    """The solution of as many rows as there are coordinates, those rows, and the inverse of their matrix.
-
-    They are chosen by elimination, first those that give way most.
-    """
-    count = len(phi)
-    weighted = design.rows * jnp.sqrt(give)[:, None]
-
-    def choose(place: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        left, frame, chosen = state
-        row = jnp.argmax(left)
-        vector = weighted[row]
-        for _ in range(2):  # once more, against rounding
-            vector = vector - matmul(frame.T, matmul(frame, vector))
-        vector = vector / jnp.maximum(jnp.linalg.norm(vector), jnp.finfo(vector.dtype).tiny)
-        left = (left - jnp.square(matmul(weighted, vector))).at[row].set(-jnp.inf)
-        return left, frame.at[place].set(vector), chosen.at[place].set(row)
-
-    start = (jnp.sum(weighted * weighted, axis=1), jnp.zeros((count, count), phi.dtype), jnp.zeros(count, int))
-    chosen = lax.fori_loop(0, count, choose, start)[2]
+    """The solution of as many rows as there are coordinates, those rows, and the inverse of their matrix."""
+    chosen = independent_rows(design.rows, give)
     matrix = jnp.where(
-        design.active[:, None] & design.active[None], design.rows[chosen], jnp.eye(count, dtype=phi.dtype)
+        design.active[:, None] & design.active[None], design.rows[chosen], jnp.eye(len(phi), dtype=phi.dtype)
     )
     inverse, right = jnp.linalg.inv(matrix), jnp.where(design.active, target[chosen], 0)
     vertex = matmul(inverse, right)

@@ -24,6 +24,7 @@ from jaxloss.solve.design import (
     far_from_dependent,
     matmul,
     summed,
+    summed_in_pairs,
 )
 from jaxloss.solve.stages import stage, unless
 
@@ -31,7 +32,6 @@ __all__ = ["Solution", "least_squares", "unshifted"]
 
 Array = jax.Array
 SWEEPS = 20
-BLOCK = 512
 
 
 class Solution(NamedTuple):
@@ -122,7 +122,9 @@ def _refine(
         upper, lower = residual[:rows], residual[rows:]
         left = _left_over(pairs, target, params, root, upper)
         left = jnp.concatenate([left, -(size * params[0])[:slopes] - lower])
-        gradient = -_gradient(pairs, root, upper) - jnp.pad(lower, (0, count - slopes)) * size
+        weighted = multiply((root, 0 * root), (upper, 0 * upper))
+        high, low_part = summed_in_pairs(weighted, pairs)
+        gradient = -(high + low_part) - jnp.pad(lower, (0, count - slopes)) * size
         along = matmul(factors.rows.T, left)
         across = matmul(factors.right.T, gradient * columns.scale) / factors.values * factors.active
         step = columns.scale * matmul(factors.right, (along - across) / factors.values * factors.active)
@@ -164,26 +166,3 @@ def _left_over(columns: Pair, target: Pair, params: Pair, root: Array, residual:
     error, _ = lax.scan(less, target, (*columns, *params))
     error = add(multiply(error, (root, 0 * root)), (-residual, 0 * residual))
     return error[0] + error[1]
-
-
-def _gradient(columns: Pair, root: Array, residual: Array) -> Array:
-    """The products of the columns with root·residual, added up in pairs: BLOCK sums side by side, then those."""
-    weighted = multiply((root, 0 * root), (residual, 0 * residual))
-    number = -(-len(root) // BLOCK)
-
-    def blocks(values: Array) -> Array:
-        padded = jnp.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, number * BLOCK - len(root))])
-        return jnp.moveaxis(padded.reshape(*values.shape[:-1], number, BLOCK), -2, 0)
-
-    def plus(total: Pair, block: tuple[Array, ...]) -> tuple[Pair, None]:
-        high, low, first, second = block
-        first, second = (jnp.broadcast_to(part, high.shape) for part in (first, second))
-        return add(total, multiply((high, low), (first, second))), None
-
-    zero = jnp.zeros((len(columns[0]), BLOCK), root.dtype)
-    parts = tuple(blocks(values) for values in (*columns, *weighted))
-    total, _ = lax.scan(plus, (zero, zero), parts)
-    while total[0].shape[1] > 1:
-        (high, low), half = total, total[0].shape[1] // 2
-        total = add((high[:, :half], low[:, :half]), (high[:, half:], low[:, half:]))
-    return (total[0] + total[1])[:, 0]

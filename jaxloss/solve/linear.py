@@ -26,10 +26,11 @@ from jaxloss.solve.inputs import Rows, by_column, checked, has_columns
 from jaxloss.solve.least_squares import Solution, least_squares, unshifted
 from jaxloss.solve.linear_fit import LinearFit
 from jaxloss.solve.median import scale_of
-from jaxloss.solve.methods import METHODS
+from jaxloss.solve.methods import METHODS, bounds_of, largest_gap
 from jaxloss.solve.preprocessing import sample
 from jaxloss.solve.stages import is_concrete, stage, unless
 from jaxloss.solve.term import Kind, Term, kind_of
+from jaxloss.solve.vertex import descend_along_edges
 
 __all__ = ["solve_linear"]
 
@@ -136,8 +137,8 @@ def _solve_one(loss: Any, intercept: bool, scaled: bool, rows: Rows) -> LinearFi
         solve = functools.partial(METHODS[kind_of(loss)], loss, scaled)
         found, design = with_design(solve, intercept)(near.x, near.weights, near.l2, near.target, near.settings)
         found = _as_params(found, design)
-        if kind_of(loss) is not Kind.LINEAR:
-            found = unless(found.good, found, lambda bad: _polish(loss, intercept, scaled, near, design, found, bad))
+        improve = _follow_edges if kind_of(loss) is Kind.LINEAR else _polish
+        found = unless(found.good, found, lambda bad: improve(loss, intercept, scaled, near, design, found, bad))
         solution, ended = _end(intercept, found, design, middle), found.ended
     if is_concrete(rows):
         return _without_derivatives(loss, solution, ended, rows.weights)
@@ -183,15 +184,37 @@ def _polish(
 ) -> _Settled:
     """`polish` from these parameters; `bad` is True."""
     x, target, weights, settings, l2 = rows
-    more = ((0, 0), (0, int(intercept)))
-    x = jnp.where((weights > 0)[:, None] & bad, x, design.shift[None])
-    high, low = two_sum(x, jnp.broadcast_to(-design.shift[None], x.shape))
-    columns = jnp.pad(high, more, constant_values=1), jnp.pad(low, more)
-    ridge = jnp.pad(jnp.full(x.shape[1], l2), more[1])
-    basis = design.back, design.active
+    columns, basis = _exact_columns(intercept, rows, design, bad), (design.back, design.active)
+    ridge = jnp.pad(jnp.full(x.shape[1], l2), (0, int(intercept)))
     better = polish(Term(loss, settings), scaled, columns, *basis, target, weights, ridge, found.params[0])
     ended = found.ended._replace(scale=better.scale, objective=better.value)
     return _Settled(better.params, found.number + better.number, better.good, ended)
+
+
+@stage(0, 1, 2)
+def _follow_edges(
+    loss: Any, intercept: bool, scaled: bool, rows: Rows, design: Design, found: _Settled, bad: Array
+) -> _Settled:
+    """`descend_along_edges` from these parameters; `bad` is True. A ridge, which bends the edges, is not for it."""
+    bounded = bounds_of(Term(loss, rows.settings), rows.target, rows.weights)
+    copies, ended, dual = len(bounded.target) // len(rows.target), found.ended, found.ended.dual
+    assert dual is not None
+    columns = jax.tree.map(lambda part: jnp.tile(part, (copies, 1)), _exact_columns(intercept, rows, design, bad))
+    vertex = descend_along_edges(bounded, columns, design.back, design.active, found.params[0], dual.give)
+    gap = jnp.where(vertex.good, 0, ended.gap)
+    good = vertex.good | (vertex.degenerate & (gap <= largest_gap(gap.dtype)))
+    dual = dual._replace(y=vertex.y, give=vertex.met)
+    better = found._replace(params=vertex.params, good=good, ended=Ended(ended.scale, gap, vertex.value, dual))
+    better = jax.tree.map(lambda new, old: jnp.where(good & (rows.l2 == 0), new, old), better, found)
+    return better._replace(number=found.number + vertex.number)
+
+
+def _exact_columns(intercept: bool, rows: Rows, design: Design, bad: Array) -> Pair:
+    """The shifted columns without a rounding, and the intercept's; those of absent rows are 0."""
+    x = jnp.where((rows.weights > 0)[:, None] & bad, rows.x, design.shift[None])
+    high, low = two_sum(x, jnp.broadcast_to(-design.shift[None], x.shape))
+    more = ((0, 0), (0, int(intercept)))
+    return jnp.pad(high, more, constant_values=1), jnp.pad(low, more)
 
 
 @stage(0)

@@ -14,15 +14,17 @@ import jax.numpy as jnp
 
 from jaxloss.solve.design import Design, matmul
 from jaxloss.solve.found import Ended, Found
-from jaxloss.solve.interior_point import Bounded, Dual
+from jaxloss.solve.interior_point import Dual
 from jaxloss.solve.newton import descend
 from jaxloss.solve.newton_scale import descend_with_scale
 from jaxloss.solve.preprocessing import solve_piecewise_linear
 from jaxloss.solve.stages import stage
 from jaxloss.solve.start import start_of
 from jaxloss.solve.term import Kind, Term, kind_of
+from jaxloss.solve.vertex import Bounded
 
-__all__ = ["METHODS", "Method", "bounds_of"]
+__all__ = ["METHODS", "Method", "bounds_of", "largest_gap"]
+
 
 Array = jax.Array
 
@@ -74,8 +76,13 @@ def _end_of_program(
 ) -> Found:
     losses = Term(loss, settings).value(matmul(design.rows, dual.phi), target)
     value = jnp.sum(jnp.where(weights == 0, 0, weights * losses)) + 0.5 * dual.phi @ design.penalty @ dual.phi
-    good = dual.proved & (dual.gap <= max(1e-10, 64 * float(jnp.finfo(target.dtype).eps)))
+    good = dual.proved & (dual.gap <= largest_gap(target.dtype))
     return Found(dual.phi, dual.number, good, Ended(jnp.ones_like(value), dual.gap, value, dual))
+
+
+def largest_gap(dtype: Any) -> float:
+    """How large the gap to the dual may be at a minimum."""
+    return max(1e-10, 64 * float(jnp.finfo(dtype).eps))
 
 
 def bounds_of(term: Term, target: Array, weights: Array) -> Bounded:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxloss.solve.certificate import inverse_of, lengths, rounding_of, settled
+from jaxloss.solve.certificate import ROUNDINGS, inverse_of, lengths, rounding_of, settled
 from jaxloss.solve.design import Design, hessian, matmul, summed
 from jaxloss.solve.term import Term
 
@@ -169,8 +169,10 @@ def descend(term: Term, design: Design, target: Array, weights: Array, phi: Arra
 def certified(term: Term, design: Design, target: Array, point: Point) -> Array:
     """Whether the coordinates are settled."""
     pulls, rounding = lengths(design.rows, point.pulls, rounding_of(term, point.eta, target, point.bends))
+    unseen = jnp.linalg.norm(rounding_of(term, point.eta, target, point.pulls))  # what rounding does to the objective
     _, inverse, independence = inverse_of(point.matrix)
     params = matmul(design.back, point.phi)
     good, _ = settled(design.back, inverse, point.gradient, rounding, pulls, params, point.value)
     # Where the coordinates depend on each other, the own unit of each cannot be seen in them.
-    return good & (independence > jnp.finfo(params.dtype).eps ** 0.25)
+    eps = jnp.finfo(params.dtype).eps
+    return good & (independence > eps**0.25) & (unseen <= ROUNDINGS * eps * point.value)

@@ -17,6 +17,7 @@ from jax.core import Tracer
 from jaxloss.contract import as_pytree, check_loss, dtype_of, loss_name, prepare, shown, unbound
 from jaxloss.lift import curvature
 from jaxloss.losses.residual import mse
+from jaxloss.solve.certificate import lengths, settled
 from jaxloss.solve.damping import minimise, minimise_kinked
 from jaxloss.solve.gauss_newton import Problem, Rows, factored, inverse_factor
 from jaxloss.solve.term import Kind, kind_of
@@ -149,7 +150,24 @@ def _fit(
     if smooth is not problem:
         objective += lax.stop_gradient(problem.values(problem.predict(flat)).sum() - objective)
     covariance = _covariance(still, minimum.flat)
-    return NonlinearFit(unflatten(flat), objective, covariance, minimum.iterations, minimum.converged)
+    converged = minimum.converged & _certified(dataclasses.replace(still, steepest=smooth.steepest), minimum.flat)
+    return NonlinearFit(unflatten(flat), objective, covariance, minimum.iterations, converged)
+
+
+def _certified(problem: Problem, flat: Array) -> Array:
+    """Whether the next Gauss–Newton step changes nothing that the type can tell: `settled` in coordinates of that step.
+
+    The rounding is that of predictions and targets.
+    """
+    pred, jacobian, eps = problem.predict(flat), problem.jacobian(flat), jnp.finfo(flat.dtype).eps
+    values, slopes, curvatures = problem.rows(pred)
+    inverse, _, _ = inverse_factor(factored(jacobian, Rows(values, slopes, curvatures)).factor, len(values))
+    rows = jacobian @ inverse
+    size = (jnp.abs(pred) + jnp.abs(problem.target)).ravel()
+    pulls, rounding = lengths(rows, slopes, eps * curvatures * size)
+    value = values.sum() + eps * jnp.sum(curvatures * size * size)  # of a perfect fit only rounding is left
+    good, _ = settled(inverse, jnp.eye(flat.size, dtype=flat.dtype), slopes @ rows, rounding, pulls, flat, value)
+    return good
 
 
 def _solve_tangent(linear: Callable, right: Array) -> Array:

@@ -16,9 +16,10 @@ import numpy as np
 
 from jaxloss.numerics.order import smallest
 from jaxloss.solve.design import Design, matmul, summed
-from jaxloss.solve.interior_point import Bounded, Dual, Rest, interior_point
+from jaxloss.solve.interior_point import Dual, Rest, interior_point
 from jaxloss.solve.newton import regress
 from jaxloss.solve.stages import stage, unless, while_loop
+from jaxloss.solve.vertex import Bounded
 
 __all__ = ["sample", "solve_piecewise_linear"]
 
@@ -115,7 +116,7 @@ def _choose(design: Design, rows: Bounded, state: _State, first: Array, share: A
 def _check(design: Design, rows: Bounded, part: _Part, state: _State, dual: Dual, tolerance: float) -> _State:
     """Whether a row that was left out has changed its side."""
     above = matmul(design.rows, dual.phi) - rows.target > 0
-    done = (state.round > 0) & jnp.all(part.near | (above == part.above)) & (dual.gap <= tolerance) & dual.proved
+    done = (state.round > 0) & jnp.all(part.near | (above == part.above)) & (dual.gap <= tolerance)
     dual = dual._replace(number=state.dual.number + dual.number)
     after = state.round + 1
     return _State(dual, part.chosen, part.side, after, done, ~done & (after < ROUNDS))

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 
 from jaxloss.lift import traits
 from jaxloss.solve.design import Design, matmul
-from jaxloss.solve.interior_point import Bounded, interior_point
+from jaxloss.solve.interior_point import interior_point
 from jaxloss.solve.newton import regress
 from jaxloss.solve.preprocessing import sample
 from jaxloss.solve.stages import unless
 from jaxloss.solve.term import Kind, Term
+from jaxloss.solve.vertex import Bounded
 
 __all__ = ["start_of"]
 

@@ -13,13 +13,12 @@ import functools
 import zlib
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.tree_util import Partial
 
 import jaxloss as J
-from jaxloss.solve import levenberg_marquardt, solve_linear
+from jaxloss.solve import solve_linear
 
 LONG = np.longdouble
 HARD = {np.float32: (1e7, 1e8), np.float64: (1e13, 1e8)}
@@ -366,7 +365,7 @@ def fits(name, x, y, w):
     return jax.vmap(one)(x, y, w)
 
 
-def sweep(name, dtype, shapes, fits=fits):
+def sweep(name, dtype, shapes):
     """Counts: all, with a unique solution, converged, wrong in objective, wrong in coefficients, refused in vain."""
     rho = LOSSES[name][1]
     whole = rho if name in LINK or name in LINEAR else lambda eta, y: rho(eta - y)
@@ -401,14 +400,16 @@ SHAPES = [(5, 1, 400), (12, 2, 400), (60, 3, 400), (400, 3, 400), (5000, 3, 400)
 
 
 UNFINISHED = pytest.mark.xfail(
-    reason="in float32 the vertex of rows whose weights are lost beside others' is not always found, and 1 % certified",
+    reason="in float32 the vertex of rows whose weights are lost beside others' is not always found, but certified",
     strict=False,
 )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", HARD)
-@pytest.mark.parametrize("name", [*SMOOTH, *(pytest.param(name, marks=UNFINISHED) for name in LINEAR)])
+@pytest.mark.parametrize(
+    "name", [*SMOOTH, "mae", *(pytest.param(name, marks=UNFINISHED) for name in LINEAR if name != "mae")]
+)
 def test_converged_is_a_promise(name, dtype):
     tally = sweep(name, dtype, SHAPES)
     assert tally[3] == tally[4] == 0
@@ -445,19 +446,3 @@ def test_an_intercept_alone():
     assert solve_linear(x, y).standard_errors(x, y).shape == (1,)
     with pytest.raises(J.ShapeError, match="nothing to fit"):
         solve_linear(x, y, intercept=False)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def nonlinear_fits(name, x, y, w):
-    """The same problems for `levenberg_marquardt`, to which the linear model is like any other."""
-
-    def predict(params, x):
-        eta = x @ params[:-1] + params[-1]
-        return jnp.exp(eta) if name in LINK else eta
-
-    def one(x, y, w):
-        start = jnp.zeros(x.shape[1] + 1, x.dtype)
-        fit = levenberg_marquardt(predict, start, x, y, LOSSES[name][0], weights=w, max_iterations=100)
-        return fit.params[:-1], fit.params[-1], fit.objective, fit.converged
-
-    return jax.vmap(one)(x, y, w)

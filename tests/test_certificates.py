@@ -400,14 +400,16 @@ SHAPES = [(5, 1, 400), (12, 2, 400), (60, 3, 400), (400, 3, 400), (5000, 3, 400)
 
 
 UNFINISHED = pytest.mark.xfail(
-    reason="in float32 the vertex of rows whose weights are lost beside others' is not always found, and 1 % certified",
+    reason="in float32 the vertex of rows whose weights are lost beside others' is not always found, but certified",
     strict=False,
 )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", HARD)
-@pytest.mark.parametrize("name", [*SMOOTH, *(pytest.param(name, marks=UNFINISHED) for name in LINEAR)])
+@pytest.mark.parametrize(
+    "name", [*SMOOTH, "mae", *(pytest.param(name, marks=UNFINISHED) for name in LINEAR if name != "mae")]
+)
 def test_converged_is_a_promise(name, dtype):
     tally = sweep(name, dtype, SHAPES)
     assert tally[3] == tally[4] == 0

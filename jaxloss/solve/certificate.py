@@ -31,12 +31,20 @@ STEPS = 60
 
 
 def settled(
-    back: Array, inverse: Array, gradient: Array, rounding: Array, pulls: Array, params: Array, value: Array
+    back: Array,
+    inverse: Array,
+    gradient: Array,
+    rounding: Array,
+    pulls: Array,
+    params: Array,
+    value: Array,
+    bars: tuple[float, float] = (ROUNDINGS, SLIVER),
 ) -> tuple[Array, Array]:
     """Whether the next Newton step changes nothing that the type can tell, and the step, of the parameters.
 
     In coordinates of which `back` makes parameters: the inverse of the Hessian, the gradient, how far rounding may
-    have put it off, and the length of the pulls that it sums. value: the objective.
+    have put it off, and the length of the pulls that it sums. value: the objective. bars: how many roundings of itself,
+    and of its standard error, a parameter may be off.
     """
     eps = jnp.finfo(params.dtype).eps
     to_params = matmul(back, inverse)
@@ -45,7 +53,7 @@ def settled(
     def spread(sizes: Array) -> Array:
         return jnp.sqrt(matmul(to_params * to_params, sizes * sizes))
 
-    fine = jnp.abs(move) + spread(rounding) <= eps * (ROUNDINGS * jnp.abs(params) + SLIVER * spread(pulls))
+    fine = jnp.abs(move) + spread(rounding) <= eps * (bars[0] * jnp.abs(params) + bars[1] * spread(pulls))
     lower = gradient @ matmul(inverse, gradient) + rounding @ (jnp.diag(inverse) * rounding)
     return jnp.all(fine) & (lower <= ROUNDINGS * eps * value), move
 

@@ -236,6 +236,7 @@ def _log_normal_cdf_slope(z: Array) -> Array:
 
 normal_cdf = with_partials(ndtr, _normal_density)
 log_normal_cdf = with_partials(lambda z: log_ndtr(z), _log_normal_cdf_slope)
+log_normal_cdf.__doc__ = """log Φ(z), whose slope keeps its digits far below 0."""
 normal_quantile = with_partials(ndtri, lambda level: 1 / _normal_density(ndtri(level)))
 stirling_slope = with_partials(_slope, _curvature)
 stirling_correction = with_partials(_stirling_correction, stirling_slope)

@@ -239,6 +239,7 @@ log_normal_cdf = with_partials(lambda z: log_ndtr(z), _log_normal_cdf_slope)
 log_normal_cdf.__doc__ = """log Φ(z), whose slope keeps its digits far below 0."""
 normal_quantile = with_partials(ndtri, lambda level: 1 / _normal_density(ndtri(level)))
 stirling_slope = with_partials(_slope, _curvature)
+stirling_slope.__doc__ = """The derivative of `stirling_correction`."""
 stirling_correction = with_partials(_stirling_correction, stirling_slope)
 half_step_correction = with_partials(_half_step_correction, _half_step_slope)
 exp_excess = with_partials(_exp_excess, with_partials(jnp.expm1, jnp.exp))

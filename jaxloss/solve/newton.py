@@ -133,7 +133,8 @@ def descend(term: Term, design: Design, target: Array, weights: Array, phi: Arra
         still = whole & (jnp.max(jnp.abs(state.move)) <= 4 * eps * jnp.max(jnp.abs(phi)))
         rounding = (there.share <= eps**0.75) & (there.share > 0.5 * best.share)  # what is left no longer shrinks
         stuck = (size == 0) & (state.blend >= 1)
-        solved = there.beside_noise <= 4 * eps
+        # A row's share is 1/√n of the length, of which a sum's rounding leaves a few dozen units.
+        solved = there.beside_noise <= eps * min(4, 64 / len(target) ** 0.5)
         done = final & accepted & ~state.fresh & (still | solved | rounding | stuck)
         move = -_solve(there.matrix, there.gradient)
         usable = jnp.all(jnp.isfinite(move)) & (move @ there.gradient <= 0)

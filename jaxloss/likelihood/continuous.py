@@ -78,10 +78,13 @@ def homogeneous(slopes: Callable) -> Callable:
 # The CRPS of each family. At a scale of 0 it is |target − loc|, as that of a point mass.
 
 
+_laplace_pull = with_partials(lambda z: -jnp.sign(z) * jnp.expm1(-jnp.abs(z)), lambda z: jnp.exp(-jnp.abs(z)))
+
+
 @homogeneous
 def _laplace_score(z: Array) -> tuple[Array, Array]:
     size = jnp.abs(z)
-    return -jnp.sign(z) * jnp.expm1(-size), (1 + size) * jnp.exp(-size) - 0.75
+    return _laplace_pull(z), (1 + size) * jnp.exp(-size) - 0.75
 
 
 @homogeneous

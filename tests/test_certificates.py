@@ -6,7 +6,7 @@ roundings, and each coefficient right to 100 of its own roundings, or to 1e4 of 
 2 % of the problems that its arithmetic can solve may be called not converged: those whose solution stays within these
 bars when each number of the data is rounded once more.
 
-    python tests/test_certificates.py [LOSS …]        prints the table, of 2,000 problems a loss and type; it takes hours
+    python tests/test_certificates.py [LOSS …]        prints the table, of 2,000 problems a loss and type, in hours
 """
 
 import functools

@@ -126,6 +126,7 @@ LARGE: dict[str, str] = {
     "solve/inputs.py checked": "what `solve_linear` and `covariance` are given, one by one",
     "solve/interior_point.py interior_point": "one step of Mehrotra's method reads ten arrays of state and problem",
     "solve/nonlinear.py _fit": "the data of the problem one by one, each of which has derivatives",
+    "solve/certificate.py settled": "the quadratic model at the fit, and what is allowed, one by one",
     "solve/certificate.py polish": "the rows, the basis and the ridge it refines, which no other room holds together",
 }
 """Functions that may have more arguments or lines, and why."""

@@ -52,7 +52,7 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
     table = [(name, *(times.get(key, float("nan")) for key in keys)) for name, times in found.items()]
     common.print_table(f"Seconds, {config.rows} rows × {config.columns} columns, float64", columns, table)
     _draw(folder, found)
-    return {"seconds": found}
+    return {"calls": found}
 
 
 def measure(name: str, config: Config) -> dict[str, float]:

@@ -155,6 +155,15 @@ def test_accuracy_keeps_its_bars_and_shows_the_others(tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_first_calls_are_told(tmp_path):
+    """Times are not asserted, only that every part of a row is there."""
+    _, result = tiny(tmp_path, "first")
+    assert set(result["calls"]) == {"huber"}
+    assert {"first", "next", "other", "cached", "yardstick"} <= set(result["calls"]["huber"])
+    assert_complete(tmp_path / "first", result)
+
+
+@pytest.mark.slow
 def test_speed_runs_small(tmp_path):
     """Its claims are about a quiet machine and are not asserted here, only that every part runs."""
     _, result = tiny(tmp_path, "speed")

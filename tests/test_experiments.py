@@ -101,7 +101,7 @@ REFUSED = {
     "no transitions": (["value", "--transitions", "0"], "--transitions"),
     "no epochs": (["value", "--epochs", "0"], "--epochs"),
     "unknown setting of value": (["value", "--epoch", "1"], "--epochs"),
-    "batch too large": (["mlp", "--batch-size", "100000"], "batch_size"),
+    "no batch": (["mlp", "--batch-size", "0"], "batch_size"),
 }
 
 

@@ -38,18 +38,31 @@ def stage(*static: int) -> Callable[[Callable], Callable]:
 
     def compiled(function: Callable) -> Callable:
         usual = jax.jit(function, static_argnums=static)
-        quick = jax.jit(function, static_argnums=static, compiler_options=QUICK)
+
+        @functools.cache
+        def quick() -> Callable:
+            return jax.jit(function, static_argnums=static, compiler_options=_quick_options())
 
         @functools.wraps(function)
         def run(*args: Any) -> Any:
             if not is_concrete(args):
                 return function(*args)
             rows = max((leaf.shape[0] for leaf in jax.tree.leaves(args) if np.ndim(leaf)), default=0)
-            return (quick if rows <= FEW_ROWS else usual)(*args)
+            return (quick() if rows <= FEW_ROWS else usual)(*args)
 
         return run
 
     return compiled
+
+
+@functools.cache
+def _quick_options() -> dict[str, bool]:
+    """QUICK where this version of XLA knows it, else nothing."""
+    try:
+        jax.jit(lambda x: x, compiler_options=QUICK)(0.0)
+    except jax.errors.JaxRuntimeError:
+        return {}
+    return QUICK
 
 
 def unless(good: jax.Array, found: Any, otherwise: Callable[[jax.Array], Any]) -> Any:

@@ -108,9 +108,12 @@ def test_standard_errors_are_the_spread_over_data_sets(name, noise):
 @pytest.mark.parametrize("noise", NOISES)
 @pytest.mark.parametrize("name", {**SMOOTH, **LINEAR})
 def test_with_weights_of_precision(name, noise):
-    """The noise of a row of weight w is √w times smaller."""
-    loss = {**SMOOTH, **LINEAR}[name]
-    assert 0.9 < ratio(loss, with_noise(noise, WEIGHTS**-0.5), WEIGHTS) < 1.1
+    """The noise of a row of weight w is √w times smaller.
+
+    Too few of 400 rows then lie about a kink at ±2 to tell their density (0.88 with normal noise); of 1600 enough do.
+    """
+    loss, weights = {**SMOOTH, **LINEAR}[name], np.tile(WEIGHTS, 4 if name == "epsilon 2" else 1)
+    assert 0.9 < ratio(loss, with_noise(noise, weights**-0.5), weights, rows=len(weights)) < 1.1
 
 
 @pytest.mark.slow

@@ -357,9 +357,12 @@ def test_a_grain_dataset():
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the memory's high water from /proc")
 def test_the_memory_of_a_large_model_is_that_of_a_bare_loop():
-    bare = float(run_program("memory", "bare"))
+    def most(kind):  # the less of two: what threads hold beside it varies
+        return min(float(run_program("memory", kind)) for _ in range(2))
+
+    bare = most("bare")
     for kind, more in (("arrays", 0.75), ("validated", 1.75), ("stream", 0.75)):  # a quarter is the measure's own noise
-        assert float(run_program("memory", kind)) < bare + more, kind
+        assert most(kind) < bare + more, kind
 
 
 LARGE = 2**23  # with its momentum, 64 MiB: no copy of the state is held

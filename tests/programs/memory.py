@@ -1,4 +1,4 @@
-"""bare|arrays|validated|stream: prints the most memory that training holds beyond the start, in copies of 64 MiB."""
+"""bare|arrays|validated|stream: prints the most memory that training holds beyond the start, in copies of 256 MiB."""
 
 import functools
 import sys
@@ -12,7 +12,7 @@ import optax
 from jaxloss import mse
 from jaxloss.train import fit
 
-SIZE, LAYERS, COPY = 2048, 4, 64 * 2**10
+SIZE, LAYERS, COPY = 4096, 4, 256 * 2**10
 rng = np.random.default_rng(0)
 params = [jnp.asarray(rng.normal(size=(SIZE, SIZE)) / SIZE**0.5, jnp.float32) for _ in range(LAYERS)]
 x = rng.normal(size=(256, SIZE)).astype(np.float32)

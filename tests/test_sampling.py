@@ -64,14 +64,15 @@ def oracle(family, at):
     if family is NegativeBinomial:
         c, rate = at["concentration"], np.exp(at["log_rate"])
         return stats.nbinom(c, c / (c + rate)).cdf
-    return functools.partial(gamma_cdf, shape=at["concentration"], log_scale=at["log_mean"] - np.log(at["concentration"]))
+    shape = at["concentration"]
+    return functools.partial(gamma_cdf, shape=shape, log_scale=at["log_mean"] - np.log(shape))
 
 
 def gamma_cdf(x, shape, log_scale):
-    """Of a power law where x/scale is below 1e-200, for it may underflow."""
+    """That of a power law where x/scale, below 1e-199, may underflow."""
     log_x = np.log(x) - log_scale
-    near = stats.gamma(shape).cdf(np.exp(log_x))
-    return np.where(log_x < np.log(1e-200), np.exp(shape * log_x - special.gammaln(shape + 1)), near)
+    power = np.exp(shape * np.minimum(log_x, -460) - special.gammaln(shape + 1))
+    return np.where(log_x < -460, power, stats.gamma(shape).cdf(np.exp(log_x)))
 
 
 def student_cdf(z, df):

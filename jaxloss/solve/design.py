@@ -198,18 +198,18 @@ class Design(NamedTuple):
     rank: Array
 
 
-def design_of(x: Array, present: Array, l2: Array, intercept: bool) -> Design:
+def design_of(x: Array, weights: Array, l2: Array, intercept: bool) -> Design:
     """The basis: the scaled columns themselves where their Gram matrix proves them far from dependent."""
     if x.dtype != jnp.float64:
-        return _orthogonal_design(x, present, l2, intercept)
-    good, design = _scaled_design(x, present, l2, intercept)
-    return unless(good, design, lambda bad: _orthogonal_design(x, present & bad, l2, intercept))
+        return _orthogonal_design(x, weights, l2, intercept)
+    good, design = _scaled_design(x, weights, l2, intercept)
+    return unless(good, design, lambda bad: _orthogonal_design(x, weights * bad, l2, intercept))
 
 
 @stage(3)
-def _scaled_design(x: Array, present: Array, l2: Array, intercept: bool) -> tuple[Array, Design]:
+def _scaled_design(x: Array, weights: Array, l2: Array, intercept: bool) -> tuple[Array, Design]:
     """Whether the scaled columns are far from dependent, and the basis they are."""
-    root = present.astype(x.dtype)
+    root = (weights > 0).astype(x.dtype)
     columns, gram = centred(x, root, jnp.sqrt(l2), intercept)
     basis, every = root[:, None] * columns.rows * columns.scale[None], jnp.ones(len(gram), bool)
     good = far_from_dependent(jnp.linalg.eigvalsh(gram))
@@ -217,9 +217,9 @@ def _scaled_design(x: Array, present: Array, l2: Array, intercept: bool) -> tupl
 
 
 @stage(3)
-def _orthogonal_design(x: Array, present: Array, l2: Array, intercept: bool) -> Design:
+def _orthogonal_design(x: Array, weights: Array, l2: Array, intercept: bool) -> Design:
     """The basis by QR, of any columns."""
-    root, ridge = present.astype(x.dtype), jnp.sqrt(l2)
+    root, ridge = (weights > 0).astype(x.dtype), jnp.sqrt(l2)
     columns, _ = centred(x, root, ridge, intercept)
     factors = factors_of(columns, root, ridge, x.shape[1])
     return _with_penalty(factors.rows[: x.shape[0]], factors.back, columns.shift, factors.active, l2)
@@ -261,7 +261,7 @@ def with_design(solve: Callable[..., Any], intercept: bool) -> Callable[..., tup
     """
 
     def alone(x: Array, weights: Array, l2: Array, *more: Any) -> tuple[Any, Design]:
-        design = design_of(x, weights > 0, l2, intercept)
+        design = design_of(x, weights, l2, intercept)
         return solve(design, weights, *more), design._replace(rows=None)
 
     def of_many(size: int, mapped: Any, x: Array, weights: Array, l2: Array, *more: Any) -> Any:
@@ -269,8 +269,8 @@ def with_design(solve: Callable[..., Any], intercept: bool) -> Callable[..., tup
         if mapped[0] or not (mapped[1] or mapped[2]):
             found = jax.vmap(alone, axes)(x, weights, l2, *more)
             return found, jax.tree.map(lambda _: True, found)
-        present = jnp.any(weights > 0, axis=0) if mapped[1] else weights > 0
-        basis, slopes = design_of(x, present, jnp.zeros((), x.dtype), intercept), x.shape[1]
+        largest = jnp.max(weights, axis=0) if mapped[1] else weights
+        basis, slopes = design_of(x, largest, jnp.zeros((), x.dtype), intercept), x.shape[1]
 
         def good(weights: Array) -> Array:
             return far_from_dependent(jnp.linalg.eigvalsh(hessian(basis, 1.0 * (weights > 0))))

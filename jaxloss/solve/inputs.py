@@ -50,7 +50,7 @@ def input_of(name: str, x: Any) -> Array:
     if len(shape) != 2:
         repair = "pass x[:, None] for one column" if len(shape) == 1 else "flatten all axes but the first"
         raise ShapeError(f"{name}: x has shape {shape}; it must be (rows, columns): {repair}")
-    x = jnp.asarray(x)
+    x = x if isinstance(x, jax.Array) else jax.device_put(np.asarray(x))  # `jnp.asarray` compiles a program a shape
     return x if x.dtype.itemsize >= 4 else x.astype(jnp.float32)
 
 
@@ -109,7 +109,7 @@ def checked(
                 mask = mask if mask.shape[1] == value.shape[1] else mask.any(axis=1, keepdims=True)
                 settings[key] = xp.where(mask, value, xp.asarray(_inside(function, key), x.dtype))
     rows = Rows(x, target, weights, settings, l2)
-    return jax.tree.map(jnp.asarray, _padded(rows, function, known.target.inside)) if concrete else rows
+    return jax.device_put(_padded(rows, function, known.target.inside)) if concrete else rows
 
 
 def bucket(rows: int) -> int:

@@ -28,7 +28,7 @@ from jaxloss.solve.linear_fit import LinearFit
 from jaxloss.solve.median import scale_of
 from jaxloss.solve.methods import METHODS, bounds_of, largest_gap
 from jaxloss.solve.preprocessing import sample
-from jaxloss.solve.stages import is_concrete, stage, unless
+from jaxloss.solve.stages import FEW_ROWS, is_concrete, stage, unless
 from jaxloss.solve.term import Kind, Term, kind_of
 from jaxloss.solve.vertex import descend_along_edges
 
@@ -147,18 +147,22 @@ def _solve_one(loss: Any, intercept: bool, scaled: bool, rows: Rows) -> LinearFi
 
 def _near_zero(shifted: bool, rows: Rows) -> tuple[Rows, Array]:
     """The rows with a number in the middle of the targets taken off these, and that number."""
-    middle = _middle(rows.target, rows.weights) if shifted else jnp.zeros((), rows.x.dtype)
-    return rows._replace(target=rows.target - middle), middle
+    if not shifted:
+        return rows, jnp.zeros((), rows.x.dtype)
+    middle = _middle(rows.target, rows.weights)
+    xp = np if is_concrete(rows) and len(rows.target) <= FEW_ROWS else jnp  # on the host nothing is compiled for it
+    left = xp.asarray(rows.target) - xp.asarray(middle)
+    return rows._replace(target=jax.device_put(left)), middle
 
 
-@stage(0)
+@stage(0, light=True)
 def _weights_of_squares(loss: Any, rows: Rows) -> Array:
     """The weights, times the curvature of the loss, which is the same everywhere."""
     zero = jnp.zeros_like(rows.target)
     return rows.weights * Term(loss, rows.settings).curvature(zero, zero)
 
 
-@stage(0, 1, 2)
+@stage(0, 1, 2, light=True)
 def _end_of_squares(loss: Any, intercept: bool, scaled: bool, rows: Rows, solution: Solution) -> Ended:
     """The objective, and the scale of the residuals, of a least-squares solution."""
     residual = predictor(solution.params, rows.x, solution.shift, intercept) - rows.target
@@ -171,7 +175,7 @@ def _end_of_squares(loss: Any, intercept: bool, scaled: bool, rows: Rows, soluti
     return Ended(scale, jnp.zeros((), scale.dtype), total + 0.5 * rows.l2 * (slopes @ slopes))
 
 
-@stage()
+@stage(light=True)
 def _as_params(found: Found, design: Design) -> _Settled:
     """From coordinates in the basis to parameters."""
     params = matmul(design.back, found.phi)
@@ -217,14 +221,14 @@ def _exact_columns(intercept: bool, rows: Rows, design: Design, bad: Array) -> P
     return jnp.pad(high, more, constant_values=1), jnp.pad(low, more)
 
 
-@stage(0)
+@stage(0, light=True)
 def _end(intercept: bool, found: _Settled, design: Design, middle: Array) -> Solution:
     """The solution in terms of the columns as they were given."""
     constant = unshifted(found.params, design.shift, middle) if intercept else middle
     return Solution(found.params[0], constant, design.back, design.shift, found.number, found.good, design.rank)
 
 
-@stage(0)
+@stage(0, light=True)
 def _without_derivatives(loss: Any, solution: Solution, ended: Ended, weights: Array) -> LinearFit:
     coef = solution.params[: len(solution.shift)]
     good = solution.converged & jnp.isfinite(ended.objective) & (jnp.sum(weights) > 0)
@@ -240,8 +244,8 @@ def _middle(target: Array, weights: Array) -> Array:
     """
     if is_concrete(target, weights):  # a sort takes long to compile
         present = np.asarray(target)[np.asarray(weights) > 0]
-        chosen = present[:: max(len(present) // MIDDLE_ROWS, 1)]
-        return jnp.asarray(np.partition(chosen, len(chosen) // 2)[len(chosen) // 2] if len(chosen) else 0 * target[0])
+        chosen = present[:: max(len(present) // MIDDLE_ROWS, 1)] if len(present) else np.zeros(1, target.dtype)
+        return jax.device_put(np.partition(chosen, len(chosen) // 2)[len(chosen) // 2])
     chosen, _ = sample(weights > 0, min(len(target), MIDDLE_ROWS), target.dtype)
     return jnp.sort(target[chosen])[len(chosen) // 2]
 

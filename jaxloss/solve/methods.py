@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxloss.solve.design import Design, matmul
 from jaxloss.solve.found import Ended, Found
 from jaxloss.solve.interior_point import Dual
-from jaxloss.solve.newton import descend
+from jaxloss.solve.newton import Reached, certified, descend
 from jaxloss.solve.newton_scale import descend_with_scale
 from jaxloss.solve.preprocessing import solve_piecewise_linear
 from jaxloss.solve.stages import stage
@@ -39,15 +39,35 @@ class Method(Protocol):
         ...
 
 
-@stage(0, 1)
 def search(
     loss: Any, scaled: bool, design: Design, weights: Array, target: Array, settings: Mapping[str, Array]
 ) -> Found:
     """The minimum of a smooth loss."""
-    term, minimise = Term(loss, settings), descend_with_scale if scaled else descend
-    phi = start_of(minimise, term, design, target, weights, kind_of(loss))
-    phi, scale, steps, value, good = minimise(term, design, target, weights, phi)
-    return Found(phi, steps, good, Ended(scale, jnp.zeros_like(scale), value))
+    phi = _start(loss, scaled, design, weights, target, settings)
+    reached = _descend(loss, scaled, design, weights, target, settings, phi)
+    return _end_of_search(loss, design, target, settings, reached)
+
+
+@stage(0, 1, light=True)
+def _start(
+    loss: Any, scaled: bool, design: Design, weights: Array, target: Array, settings: Mapping[str, Array]
+) -> Array:
+    minimise = descend_with_scale if scaled else descend
+    return start_of(minimise, Term(loss, settings), design, target, weights, kind_of(loss))
+
+
+@stage(0, 1)
+def _descend(
+    loss: Any, scaled: bool, design: Design, weights: Array, target: Array, settings: Mapping[str, Array], phi: Array
+) -> Reached:
+    return (descend_with_scale if scaled else descend)(Term(loss, settings), design, target, weights, phi)
+
+
+@stage(0, light=True)
+def _end_of_search(loss: Any, design: Design, target: Array, settings: Mapping[str, Array], reached: Reached) -> Found:
+    point, scale = reached.point, reached.scale
+    good = reached.done & certified(Term(loss, settings), design, target, point)
+    return Found(point.phi, reached.number, good, Ended(scale, jnp.zeros_like(scale), point.value))
 
 
 def solve_linear_program(
@@ -60,7 +80,7 @@ def solve_linear_program(
     return _end_of_program(loss, design, weights, target, settings, dual)
 
 
-@stage(0)
+@stage(0, light=True)
 def _as_bounded(
     loss: Any, design: Design, weights: Array, target: Array, settings: Mapping[str, Array]
 ) -> tuple[Design, Bounded]:
@@ -70,7 +90,7 @@ def _as_bounded(
     return design._replace(rows=jnp.tile(design.rows, (copies, 1))), bounded
 
 
-@stage(0)
+@stage(0, light=True)
 def _end_of_program(
     loss: Any, design: Design, weights: Array, target: Array, settings: Mapping[str, Array], dual: Dual
 ) -> Found:
@@ -86,10 +106,16 @@ def largest_gap(dtype: Any) -> float:
 
 
 def bounds_of(term: Term, target: Array, weights: Array) -> Bounded:
-    """The loss as the largest of y·r over bounds of y, a row for each kink, where the slope turns its share of them."""
+    """The loss as the largest of y·r over bounds of y, a row for each kink, where the slope turns its share of them.
+
+    Of kinks at one place the first takes all: two rows that are met at once would leave open which of them pulls.
+    """
     place, below, above = term.kinks(target)
     low = jnp.minimum(below, 0) - jnp.minimum(above, 0)
     high = jnp.maximum(above, 0) - jnp.maximum(below, 0)
+    for k in range(len(place) - 1, 0, -1):
+        same = place[k] == place[k - 1]
+        low, high = (part.at[k - 1].add(jnp.where(same, part[k], 0)).at[k].multiply(~same) for part in (low, high))
     each = [(target + place[k], weights * low[k], weights * high[k]) for k in range(len(place))]
     return Bounded(*(jnp.concatenate(parts) for parts in zip(*each, strict=True)))
 

@@ -18,7 +18,7 @@ from jaxloss.solve.certificate import ROUNDINGS, inverse_of, lengths, rounding_o
 from jaxloss.solve.design import Design, hessian, matmul, summed
 from jaxloss.solve.term import Term
 
-__all__ = ["Point", "certified", "descend", "gradient_share", "graduated", "regress"]
+__all__ = ["Point", "Reached", "certified", "descend", "gradient_share", "graduated", "regress"]
 
 Array = jax.Array
 STEPS = 200
@@ -92,8 +92,17 @@ class _State(NamedTuple):
     done: Array
 
 
-def descend(term: Term, design: Design, target: Array, weights: Array, phi: Array) -> tuple[Array, ...]:
-    """The coordinates of the minimum reached from `phi`, the scale 1, the steps taken, and whether it is one."""
+class Reached(NamedTuple):
+    """Where a search has ended: the scale of the residuals, the steps taken, and whether it came to rest."""
+
+    point: Point
+    scale: Array
+    number: Array
+    done: Array
+
+
+def descend(term: Term, design: Design, target: Array, weights: Array, phi: Array) -> Reached:
+    """The minimum reached from `phi`, at the scale 1."""
     eps, least = jnp.finfo(target.dtype).eps, 2.0**-HALVINGS
     absent = weights == 0
 
@@ -163,8 +172,7 @@ def descend(term: Term, design: Design, target: Array, weights: Array, phi: Arra
     no, yes = jnp.asarray(False), jnp.asarray(True)
     state = _State(start, 0 * phi, 0 * eta, 0 * one, yes, blend, scale, jnp.asarray(0), no)
     state = lax.while_loop(going, attempt, state)
-    best = state.best
-    return best.phi, one, state.number, best.value, state.done & certified(term, design, target, best)
+    return Reached(state.best, one, state.number, state.done)
 
 
 def certified(term: Term, design: Design, target: Array, point: Point) -> Array:

@@ -15,7 +15,7 @@ from jax import lax
 from jaxloss.numerics.order import median_places
 from jaxloss.solve.design import Design, hessian, matmul, summed
 from jaxloss.solve.median import NORMAL_MEDIAN, scale_of
-from jaxloss.solve.newton import Point, certified, gradient_share, graduated
+from jaxloss.solve.newton import Point, Reached, gradient_share, graduated
 from jaxloss.solve.term import Term
 
 __all__ = ["descend_with_scale"]
@@ -39,8 +39,8 @@ class _State(NamedTuple):
     done: Array
 
 
-def descend_with_scale(term: Term, design: Design, target: Array, weights: Array, phi: Array) -> tuple[Array, ...]:
-    """Coordinates and scale at the joint solution reached from `phi`, the steps taken, and whether it is one."""
+def descend_with_scale(term: Term, design: Design, target: Array, weights: Array, phi: Array) -> Reached:
+    """The coordinates and the scale at the joint solution reached from `phi`."""
     eps, tiny = jnp.finfo(target.dtype).eps, jnp.finfo(target.dtype).tiny
     one, zero = jnp.ones((), target.dtype), jnp.zeros_like(target)
     largest = jnp.max(jnp.abs(target) * (weights > 0))
@@ -103,4 +103,4 @@ def descend_with_scale(term: Term, design: Design, target: Array, weights: Array
     scale = scale_at(best.eta - target, state.places, one)
     value = jnp.sum(weights * term.value(best.eta, target, scale)) + 0.5 * best.phi @ design.penalty @ best.phi
     best = best._replace(value=value, matrix=hessian(design, best.bends))
-    return best.phi, scale, state.number - 1, value, state.done & certified(term, design, target, best)
+    return Reached(best, scale, state.number - 1, state.done)

@@ -20,6 +20,7 @@ from jaxloss.losses.residual import mse
 from jaxloss.solve.certificate import lengths, settled
 from jaxloss.solve.damping import minimise, minimise_kinked
 from jaxloss.solve.gauss_newton import Problem, Rows, factored, inverse_factor
+from jaxloss.solve.stages import stage
 from jaxloss.solve.term import Kind, kind_of
 
 __all__ = ["NonlinearFit", "levenberg_marquardt"]
@@ -120,7 +121,7 @@ def levenberg_marquardt(
     return fit
 
 
-@jax.jit
+@stage()
 def _fit(
     apply: Any, loss: Any, params: Any, x: Any, target: Any, weights: Any, where: Any, max_iterations: Any
 ) -> NonlinearFit:

@@ -112,7 +112,7 @@ def _choose(design: Design, rows: Bounded, state: _State, first: Array, share: A
     return _Part(part, bounded, rest, chosen, side, near | ~present, residual > 0)
 
 
-@stage(5)
+@stage(5, light=True)
 def _check(design: Design, rows: Bounded, part: _Part, state: _State, dual: Dual, tolerance: float) -> _State:
     """Whether a row that was left out has changed its side."""
     above = matmul(design.rows, dual.phi) - rows.target > 0
@@ -122,7 +122,7 @@ def _check(design: Design, rows: Bounded, part: _Part, state: _State, dual: Dual
     return _State(dual, part.chosen, part.side, after, done, ~done & (after < ROUNDS))
 
 
-@stage()
+@stage(light=True)
 def _of_all(state: _State) -> Dual:
     """The solution of all rows, from that of the chosen ones."""
     y, give = (

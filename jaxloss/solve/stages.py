@@ -23,6 +23,8 @@ FEW_ROWS = 2**14
 """Up to so many rows compiling takes longer than running, and programs are compiled the quick way."""
 QUICK = {"xla_cpu_use_fusion_emitters": False}
 """XLA's older code generator for loops compiles nearly twice as fast; what it makes can be a fifth slower."""
+QUICKEST = {**QUICK, "xla_backend_optimization_level": 0}
+"""Without LLVM's optimizations a program compiles three times as fast again, and runs half as fast."""
 
 
 def is_concrete(*values: Any) -> bool:
@@ -30,10 +32,11 @@ def is_concrete(*values: Any) -> bool:
     return not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(values))
 
 
-def stage(*static: int) -> Callable[[Callable], Callable]:
+def stage(*static: int, light: bool = False) -> Callable[[Callable], Callable]:
     """Compile a function of arrays as a program of its own on concrete calls, quickly where rows are few.
 
-    static: the places of its arguments that are no arrays. Traced, the function is a part of the caller's program.
+    static: the places of its arguments that are no arrays. light: whether it runs so shortly that compiling is what it
+    costs. Traced, the function is a part of the caller's program.
     """
 
     def compiled(function: Callable) -> Callable:
@@ -41,14 +44,12 @@ def stage(*static: int) -> Callable[[Callable], Callable]:
 
         @functools.cache
         def quick() -> Callable:
-            return jax.jit(function, static_argnums=static, compiler_options=_quick_options())
+            return jax.jit(function, static_argnums=static, compiler_options=_known_options(light))
 
         @functools.wraps(function)
         def run(*args: Any) -> Any:
-            if not is_concrete(args):
-                return function(*args)
-            rows = max((leaf.shape[0] for leaf in jax.tree.leaves(args) if np.ndim(leaf)), default=0)
-            return (quick() if rows <= FEW_ROWS else usual)(*args)
+            rows = max((np.shape(leaf)[0] for leaf in jax.tree.leaves(args) if np.ndim(leaf)), default=0)
+            return (quick() if rows <= FEW_ROWS and is_concrete(args) else usual)(*args)
 
         return run
 
@@ -56,13 +57,14 @@ def stage(*static: int) -> Callable[[Callable], Callable]:
 
 
 @functools.cache
-def _quick_options() -> dict[str, bool]:
-    """QUICK where this version of XLA knows it, else nothing."""
+def _known_options(light: bool) -> dict[str, Any]:
+    """Those for quick compilation that this version of XLA knows, on CPUs."""
+    known = {} if jax.default_backend() != "cpu" else QUICKEST if light else QUICK
     try:
-        jax.jit(lambda x: x, compiler_options=QUICK)(0.0)
-    except jax.errors.JaxRuntimeError:
-        return {}
-    return QUICK
+        jax.jit(lambda x: x, compiler_options=known)(0.0)
+    except jax.errors.JaxRuntimeError:  # the older code generator has gone from the newest
+        known = {name: value for name, value in known.items() if name not in QUICK}
+    return known
 
 
 def unless(good: jax.Array, found: Any, otherwise: Callable[[jax.Array], Any]) -> Any:

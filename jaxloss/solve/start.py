@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxloss.lift import traits
 from jaxloss.solve.design import Design, matmul
 from jaxloss.solve.interior_point import interior_point
-from jaxloss.solve.newton import regress
+from jaxloss.solve.newton import Reached, regress
 from jaxloss.solve.preprocessing import sample
 from jaxloss.solve.stages import unless
 from jaxloss.solve.term import Kind, Term
@@ -25,7 +25,9 @@ MANY_ROWS = 30_000
 """From here on a start that saves a Newton step of all rows is worth its own compilation."""
 
 
-def start_of(minimise: Any, term: Term, design: Design, target: Array, weights: Array, kind: Kind) -> Array:
+def start_of(
+    minimise: Callable[..., Reached], term: Term, design: Design, target: Array, weights: Array, kind: Kind
+) -> Array:
     """Coordinates to start from: those of a sample, if there are many rows."""
     if len(target) <= (START_ROWS if kind is Kind.REDESCENDING else MANY_ROWS) or (
         kind is Kind.CONVEX and term.residual
@@ -38,7 +40,7 @@ def start_of(minimise: Any, term: Term, design: Design, target: Array, weights: 
     few, basis, targets, heavy = part
     bend = jnp.sum(heavy * few.majorant(matmul(basis.rows, phi), targets)) / len(targets)
     basis = _with_ridge(basis, 1e-3 * bend * jnp.mean(jnp.sum(basis.rows * basis.rows, axis=0)))
-    phi = minimise(few, basis, targets, heavy, phi)[0]
+    phi = minimise(few, basis, targets, heavy, phi).point.phi
 
     def total(eta: Array) -> Array:
         return jnp.sum(jnp.where(weights == 0, 0, weights * term.value(eta, target)))

@@ -124,7 +124,6 @@ LARGE: dict[str, str] = {
     "train/step.py make_step": "a public door: the parts of a step close over what it is given",
     "train/many.py fit_many": "a public door: half of its lines are its docstring",
     "solve/inputs.py checked": "what `solve_linear` and `covariance` are given, one by one",
-    "solve/interior_point.py interior_point": "one step of Mehrotra's method reads ten arrays of state and problem",
     "solve/nonlinear.py _fit": "the data of the problem one by one, each of which has derivatives",
     "solve/certificate.py settled": "the quadratic model at the fit, and what is allowed, one by one",
     "solve/certificate.py polish": "the rows, the basis and the ridge it refines, which no other room holds together",

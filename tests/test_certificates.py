@@ -10,6 +10,7 @@ bars when each number of the data is rounded once more.
 """
 
 import functools
+import itertools
 import sys
 import zlib
 
@@ -194,6 +195,16 @@ def basis_of(x, root):
     return rows, back
 
 
+def unique(rho, x, y, w, theta):
+    """Whether the minimum is curved to every side.
+
+    Where rows lie on a corner of the slope, as Huber's loss has at delta, it may be one end of a flat valley.
+    """
+    eta = x @ theta
+    near = 1e-10 * (1 + np.abs(eta))
+    return basis_of(x, np.sqrt(w * np.minimum(*(np.abs(rho(eta + side, y)[2]) for side in (near, -near))))) is not None
+
+
 def newton(rho, x, y, w, start):
     """The minimum of Σwρ near `start`, the sum and standard errors there, in long doubles; None if there is none."""
     theta, last = start, np.inf
@@ -209,11 +220,11 @@ def newton(rho, x, y, w, start):
         move, decrement = -back @ inverse @ gradient, gradient @ inverse @ gradient
         errors = np.sqrt(np.sum(np.square(back @ inverse @ (rows * slope[:, None]).T), axis=1))
         if np.all(np.abs(move) <= 1e-18 * np.abs(theta) + 1e-16 * errors):
-            return theta, value, errors
+            return (theta, value, errors) if unique(rho, x, y, w, theta) else None
         if not decrement > 0:
             return None
         if decrement < 1e-22 * value and decrement > 0.1 * last:
-            return theta + move, value, errors
+            return (theta + move, value, errors) if unique(rho, x, y, w, theta + move) else None
         last, size = decrement, LONG(1)
         while size > 1e-6 and not np.sum(w * rho(x @ (theta + size * move), y)[0]) <= value * (1 + LONG(1e-17)):
             size /= 2
@@ -407,6 +418,36 @@ def test_converged_is_a_promise(name, dtype):
     tally = sweep(name, dtype, [(5, 1, 60), (12, 2, 60), (60, 3, 40)])
     assert tally[3] == tally[4] == 0
     assert tally[5] <= 0.02 * tally[1]
+
+
+def least_vertex(x, y, w, level):
+    """The best of all the quantile fits through as many rows as there are parameters."""
+    x = np.column_stack([x.astype(float), np.ones(len(y))])
+    best = (np.inf, None)
+    for chosen in map(list, itertools.combinations(range(len(y)), x.shape[1])):
+        if np.linalg.matrix_rank(x[chosen]) == x.shape[1]:
+            theta = np.linalg.solve(x[chosen], y[chosen].astype(float))
+            residual = (x @ theta - y) * ~np.isin(np.arange(len(y)), chosen)
+            value = np.sum(w.astype(float) * residual * np.where(residual > 0, 1 - level, -level))
+            best = min(best, (value, tuple(theta)))
+    return best[1]
+
+
+def test_a_dual_variable_past_its_bound_by_less_than_its_rounding():
+    """Two solutions that differ by 1e-7 of the objective; and rows of which some weigh 1e-8 of others."""
+    x = np.array([[-31735.438], [-10578.4795], [0], [0], [-10578.4795]], np.float32)
+    y = np.array([-0.6691218, -0.055467404, -2.4297478, -2.267139, 0.52681094], np.float32)
+    fit = solve_linear(x, y, Partial(J.quantile, level=0.75))
+    assert fit.converged
+    np.testing.assert_allclose([fit.coef[0], fit.intercept], least_vertex(x, y, np.ones(5), 0.75), rtol=1e-5)
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        x = np.column_stack([rng.random(12) < 0.5, rng.normal(size=12)]).astype(np.float32)
+        y = np.round(2 * rng.normal(size=12) + 4e4).astype(np.float32) / 2
+        w = np.where(rng.random(12) < 0.5, 1, 1.5815555e-08).astype(np.float32)
+        fit = solve_linear(x, y, Partial(J.quantile, level=0.75), weights=w)
+        if fit.converged:
+            np.testing.assert_allclose(fit.coef, least_vertex(x, y, w, 0.75)[:2], rtol=1e-5, atol=1e-5)
 
 
 def test_a_target_far_from_zero_keeps_its_digits():

@@ -20,7 +20,7 @@ from jaxloss.solve.design import matmul, matmul_of_pairs, summed
 from jaxloss.solve.median import NORMAL_MEDIAN, scale_of
 from jaxloss.solve.term import Term
 
-__all__ = ["ROUNDINGS", "inverse_of", "lengths", "polish", "rounding_of", "settled"]
+__all__ = ["ROUNDINGS", "inverse_of", "length_of_sum", "polish", "rounding_of", "settled"]
 
 Array = jax.Array
 ROUNDINGS = 16.0
@@ -35,7 +35,7 @@ def settled(
     inverse: Array,
     gradient: Array,
     rounding: Array,
-    pulls: Array,
+    scatter: Array,
     params: Array,
     value: Array,
     bars: tuple[float, float] = (ROUNDINGS, SLIVER),
@@ -43,17 +43,14 @@ def settled(
     """Whether the next Newton step changes nothing that the type can tell, and the step, of the parameters.
 
     In coordinates of which `back` makes parameters: the inverse of the Hessian, the gradient, how far rounding may
-    have put it off, and the length of the pulls that it sums. value: the objective. bars: how many roundings of itself,
-    and of its standard error, a parameter may be off.
+    have put it off, and Σ pull²·row·rowᵀ of the pulls that it sums. value: the objective. bars: how many roundings of
+    itself, and of its standard error, a parameter may be off.
     """
     eps = jnp.finfo(params.dtype).eps
     to_params = matmul(back, inverse)
-    move = -matmul(to_params, gradient)
-
-    def spread(sizes: Array) -> Array:
-        return jnp.sqrt(matmul(to_params * to_params, sizes * sizes))
-
-    fine = jnp.abs(move) + spread(rounding) <= eps * (bars[0] * jnp.abs(params) + bars[1] * spread(pulls))
+    move, off = -matmul(to_params, gradient), jnp.sqrt(matmul(to_params * to_params, rounding * rounding))
+    errors = jnp.sqrt(jnp.maximum(jnp.sum(matmul(to_params, scatter) * to_params, axis=1), 0))
+    fine = jnp.abs(move) + off <= eps * (bars[0] * jnp.abs(params) + bars[1] * errors)
     lower = gradient @ matmul(inverse, gradient) + rounding @ (jnp.diag(inverse) * rounding)
     return jnp.all(fine) & (lower <= ROUNDINGS * eps * value), move
 
@@ -64,9 +61,9 @@ def rounding_of(term: Term, eta: Array, target: Array, bend: Array) -> Array:
     return jnp.finfo(eta.dtype).eps * jnp.abs(bend) * size
 
 
-def lengths(rows: Array, *pulls: Array) -> list[Array]:
+def length_of_sum(rows: Array, pulls: Array) -> Array:
     """√Σ(pull·row)², of each column."""
-    return [jnp.sqrt(jnp.sum(jnp.square(pull[:, None] * rows), axis=0)) for pull in pulls]
+    return jnp.sqrt(jnp.sum(jnp.square(pulls[:, None] * rows), axis=0))
 
 
 def inverse_of(matrix: Array) -> tuple[Array, Array, Array]:
@@ -148,13 +145,13 @@ def polish(
         value = jnp.sum(jnp.where(absent, 0, weights * term.value(eta, aim, scale)))
         value = value + 0.5 * jnp.sum(ridge * jnp.square(state.params[0]))
         unseen = rounding_of(term, 0 * eta, target, bend)  # what the rounding of the data does
-        sizes = jnp.sqrt(jnp.sum(jnp.square(rows) * (pulls**2 + unseen**2)[:, None], axis=0))
+        scatter = matmul((rows * (pulls**2 + unseen**2)[:, None]).T, rows)
         good, move = settled(
             state.back,
             inverse,
             gradient,
             0 * gradient,
-            sizes,
+            scatter,
             state.params[0],
             value + jnp.sum(unseen * unseen / jnp.where(bend > 0, bend, 1)) / jnp.finfo(target.dtype).eps,
         )

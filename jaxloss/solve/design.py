@@ -28,6 +28,7 @@ __all__ = [
     "matmul_of_pairs",
     "summed",
     "summed_in_pairs",
+    "weighted_gram",
     "with_design",
 ]
 
@@ -232,17 +233,17 @@ def _with_penalty(rows: Array, back: Array, shift: Array, active: Array, l2: Arr
 
 def hessian(design: Design, bend: Array) -> Array:
     """Σ bend·row·rowᵀ + penalty, in the coordinates of the basis; those that do not count get 1 on the diagonal."""
-    return _weighted_gram(design.rows, bend) + design.penalty + jnp.diag(1.0 * ~design.active)
+    return weighted_gram(design.rows, bend) + design.penalty + jnp.diag(1.0 * ~design.active)
 
 
 def _gram_alone(rows: Array, bend: Array) -> Array:
     return matmul((rows * bend[:, None]).T, rows)
 
 
-_weighted_gram = custom_vmap(_gram_alone)
+weighted_gram = custom_vmap(_gram_alone)
 
 
-@_weighted_gram.def_vmap
+@weighted_gram.def_vmap
 def _gram_of_many(size: int, mapped: list[bool], rows: Array, bend: Array) -> tuple[Array, bool]:
     """Of many bends with the same rows: the products of their entries, made once, serve all."""
     count = rows.shape[-1]

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxloss.solve.certificate import ROUNDINGS, inverse_of, lengths, rounding_of, settled
-from jaxloss.solve.design import Design, hessian, matmul, summed
+from jaxloss.solve.certificate import ROUNDINGS, inverse_of, length_of_sum, rounding_of, settled
+from jaxloss.solve.design import Design, hessian, matmul, summed, weighted_gram
 from jaxloss.solve.term import Term
 
 __all__ = ["Point", "Reached", "certified", "descend", "gradient_share", "graduated", "regress"]
@@ -177,11 +177,12 @@ def descend(term: Term, design: Design, target: Array, weights: Array, phi: Arra
 
 def certified(term: Term, design: Design, target: Array, point: Point) -> Array:
     """Whether the coordinates are settled."""
-    pulls, rounding = lengths(design.rows, point.pulls, rounding_of(term, point.eta, target, point.bends))
+    rounding = length_of_sum(design.rows, rounding_of(term, point.eta, target, point.bends))
+    scatter = weighted_gram(design.rows, point.pulls * point.pulls)
     unseen = jnp.linalg.norm(rounding_of(term, point.eta, target, point.pulls))  # what rounding does to the objective
     _, inverse, independence = inverse_of(point.matrix)
     params = matmul(design.back, point.phi)
-    good, _ = settled(design.back, inverse, point.gradient, rounding, pulls, params, point.value)
+    good, _ = settled(design.back, inverse, point.gradient, rounding, scatter, params, point.value)
     # Where the coordinates depend on each other, the own unit of each cannot be seen in them.
     eps = jnp.finfo(params.dtype).eps
     return good & (independence > eps**0.25) & (unseen <= ROUNDINGS * eps * point.value)

@@ -17,7 +17,7 @@ from jax.core import Tracer
 from jaxloss.contract import as_pytree, check_loss, dtype_of, loss_name, prepare, shown, unbound
 from jaxloss.lift import curvature
 from jaxloss.losses.residual import mse
-from jaxloss.solve.certificate import lengths, settled
+from jaxloss.solve.certificate import length_of_sum, settled
 from jaxloss.solve.damping import minimise, minimise_kinked
 from jaxloss.solve.gauss_newton import Problem, Rows, factored, inverse_factor
 from jaxloss.solve.stages import stage
@@ -171,11 +171,11 @@ def _certified(problem: Problem, flat: Array) -> Array:
     inverse, _, _ = inverse_factor(factor, len(values))
     rows = jacobian @ inverse
     size = (jnp.abs(pred) + jnp.abs(problem.target)).ravel() + jnp.abs(jacobian) @ jnp.abs(flat)
-    pulls, rounding = lengths(rows, slopes, eps * curvatures * size)
+    rounding, scatter = length_of_sum(rows, eps * curvatures * size), (rows * (slopes * slopes)[:, None]).T @ rows
     value = values.sum() + eps * jnp.sum(curvatures * size * size)  # of a perfect fit only rounding is left
     bars = float(eps) ** -0.28, float(eps) ** -0.5
     unit = jnp.eye(flat.size, dtype=flat.dtype)
-    good, _ = settled(inverse, unit, slopes @ rows, rounding, pulls, flat, value, bars)
+    good, _ = settled(inverse, unit, slopes @ rows, rounding, scatter, flat, value, bars)
     return good
 
 

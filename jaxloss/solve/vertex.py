@@ -56,21 +56,25 @@ class _State(NamedTuple):
 
 def independent_rows(basis: Array, give: Array) -> Array:
     """As many rows of the basis as it has coordinates, chosen by elimination: first those that give way most."""
-    count = basis.shape[1]
+    count, eps = basis.shape[1], jnp.finfo(basis.dtype).eps
     weighted = basis * jnp.sqrt(give)[:, None]
+    # Of a row that depends on the chosen ones only rounding is left, which can be more than all of a light row.
+    rounding = jnp.square(64 * eps) * jnp.sum(weighted * weighted, axis=1)
 
-    def choose(place: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    def choose(place: Array, state: tuple[Array, ...]) -> tuple[Array, ...]:
         left, frame, chosen = state
-        row = jnp.argmax(left)
-        vector = weighted[row]
-        for _ in range(2):  # once more, against rounding
+        sizes = jnp.sum(left * left, axis=1)
+        row = jnp.argmax(jnp.where(sizes > rounding, sizes, 0))
+        vector = left[row]
+        for _ in range(2):  # against rounding
+            vector = vector / jnp.maximum(jnp.linalg.norm(vector), jnp.finfo(vector.dtype).tiny)
             vector = vector - matmul(frame.T, matmul(frame, vector))
-        vector = vector / jnp.maximum(jnp.linalg.norm(vector), jnp.finfo(vector.dtype).tiny)
-        left = (left - jnp.square(matmul(weighted, vector))).at[row].set(-jnp.inf)
-        return left, frame.at[place].set(vector), chosen.at[place].set(row)
+        left = left - matmul(left, vector)[:, None] * vector[None]
+        return left.at[row].set(0), frame.at[place].set(vector), chosen.at[place].set(row)
 
-    start = (jnp.sum(weighted * weighted, axis=1), jnp.zeros_like(basis, shape=(count, count)), jnp.zeros(count, int))
-    return lax.fori_loop(0, count, choose, start)[2]
+    return lax.fori_loop(
+        0, count, choose, (weighted, jnp.zeros_like(basis[:count], shape=(count, count)), jnp.zeros(count, int))
+    )[2]
 
 
 def descend_along_edges(rows: Bounded, columns: Pair, back: Array, active: Array, params: Array, give: Array) -> Vertex:
@@ -82,16 +86,15 @@ def descend_along_edges(rows: Bounded, columns: Pair, back: Array, active: Array
     transposed = columns[0].T, columns[1].T
     present, both = width > 0, active[:, None] & active[None]
     basis = matmul_of_pairs(columns, (back, 0 * back), jnp.zeros_like(back[:1]))
-    aims = jnp.zeros_like(basis, shape=(len(basis), count + 1)).at[:, -1].set(-rows.target)
+    aims, unit = jnp.pad(-rows.target[:, None], ((0, 0), (count, 0))), jnp.eye(count, dtype=back.dtype)
 
     def step(state: _State) -> _State:
         params, chosen = state.vertex.params, state.chosen
-        # In coordinates that are the residuals of the chosen rows: of `exact` these are unit vectors but for rounding.
-        unit = jnp.eye(count, dtype=back.dtype)
+        # In coordinates that are the residuals of the chosen rows: these are unit vectors but for rounding.
         to_params = matmul(back, jnp.linalg.inv(jnp.where(both, basis[chosen], unit)))
         factors = jnp.column_stack([to_params, params[0]]), jnp.column_stack([0 * to_params, params[1]])
-        product = matmul_of_pairs(columns, factors, aims)
-        rounding = jnp.where(both, product[chosen, :-1] - unit, 0)
+        product = matmul_of_pairs(columns, factors, aims.at[chosen, :-1].add(jnp.where(both, -unit, 0)))
+        rounding = jnp.where(both, product[chosen, :-1], 0)
         correction = matmul(rounding, rounding) - rounding
         edges, off = product[:, :-1] + matmul(product[:, :-1], correction), jnp.where(active, product[chosen, -1], 0)
 
@@ -101,25 +104,29 @@ def descend_along_edges(rows: Bounded, columns: Pair, back: Array, active: Array
         side = jnp.where(others, jnp.where(residual > 0, rows.high, rows.low), 0)
         # Pulls of heavy rows cancel in the dual variable of a light one: to more digits than the type has.
         high, low = summed_in_pairs((side, 0 * side), transposed)
+        # What is left to the bounds can be less than the dual variable's own rounding.
         from_params = to_params.T, matmul(to_params, correction).T
-        met = -matmul_of_pairs(from_params, (high[:, None], low[:, None]), jnp.zeros_like(back[:1, :1]))[:, 0]
+        bounds = jnp.stack([rows.high[chosen], rows.low[chosen]], axis=1)
+        pull = jnp.stack([high, high], axis=1), jnp.stack([low, low], axis=1)
+        room, above = matmul_of_pairs(from_params, pull, bounds).T  # high − met, low − met
+        met = jnp.clip(bounds[:, 0] - room, bounds[:, 1], bounds[:, 0])
         unseen = eps**1.5 * jnp.sqrt(summed(side * side, edges * edges))
-        past = jnp.maximum(met - rows.high[chosen], rows.low[chosen] - met)
+        past = jnp.maximum(-room, above)
         outside = jnp.where(active & (past > unseen), past / width[chosen], 0)
         worst = jnp.argmax(outside)
         moved = outside[worst] > 0
 
-        speed = jnp.where(met[worst] > rows.high[chosen[worst]], 1, -1) * edges[:, worst]
+        speed = jnp.where(room[worst] < 0, 1, -1) * edges[:, worst]
         crossing = others & jnp.where(residual > 0, speed < 0, speed > 0)
         times = jnp.where(crossing, jnp.abs(residual / jnp.where(crossing, speed, 1)), jnp.inf)
         after = place_of_mass(times, jnp.where(crossing, width * jnp.abs(speed), 0), past[worst])
-        move = jnp.where(moved, times[after] * jnp.where(met > rows.high[chosen], 1, -1) * unit[worst], 0) - off
+        move = jnp.where(moved, times[after] * jnp.where(room < 0, 1, -1) * unit[worst], 0) - off
         move = matmul(to_params, move + matmul(correction, move))
         sizes = jnp.abs(rows.target) + matmul(jnp.abs(edges), jnp.where(active, jnp.abs(rows.target[chosen]), 0))
         vertex = Vertex(
             add(params, (move, 0 * move)),
             jnp.sum(side * residual),
-            side.at[chosen].add(jnp.where(active, jnp.clip(met, rows.low[chosen], rows.high[chosen]), 0)),
+            side.at[chosen].add(jnp.where(active, met, 0)),
             chosen_rows,
             state.vertex.number + 1,
             ~moved & ~state.moved & jnp.all(jnp.isfinite(move)),

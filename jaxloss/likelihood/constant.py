@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-__all__ = ["best_constant", "moments", "quantiles"]
+__all__ = ["best_constant", "moments"]
 
 Array = jax.Array
 
@@ -23,13 +23,6 @@ def moments(column: Array, weights: Array) -> tuple[Array, Array]:
     """The weighted mean and variance of a column."""
     mean = jnp.average(column, 0, weights)
     return mean, jnp.average(jnp.square(column - mean[None]), 0, weights)
-
-
-def quantiles(column: Array, weights: Array, levels: Array) -> Array:
-    """The weighted quantiles of a column: the least entries that hold a share of at least `levels` up to them."""
-    order = jnp.argsort(column)
-    place = jnp.searchsorted(jnp.cumsum(weights[order]), levels * weights.sum())
-    return column[order][jnp.minimum(place, len(column) - 1)]
 
 
 @partial(jax.jit, static_argnums=0)

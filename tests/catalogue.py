@@ -369,6 +369,9 @@ ROW = {row.name: row for row in ROWS}
 LONG = ("barron", "barron_nll", "tweedie_deviance")
 """Losses of so many operations that the tests that compile most of them are left to the slow suite."""
 
+KINDS = ("huber", "mape", "tukey", "quantile", "poisson_deviance")
+"""One loss of each family, for quick tests of the lifting, which is one for all; the slow suite has the rest."""
+
 
 def each(rows: list[Row], slow: tuple[str, ...] = ()) -> Any:
     """The test over the rows; those named are slow."""
@@ -378,6 +381,7 @@ def each(rows: list[Row], slow: tuple[str, ...] = ()) -> Any:
 
 each_loss = each(list(ROWS))
 each_short_loss = each(list(ROWS), slow=LONG)
+each_kind_of_loss = each(list(ROWS), slow=tuple(row.name for row in ROWS if row.name not in KINDS))
 each_residual_loss = each([row for row in ROWS if jaxloss.traits(row.loss).residual])
 
 

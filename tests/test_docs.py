@@ -6,11 +6,13 @@ import doctest
 import importlib
 import inspect
 import pkgutil
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support import ROOT
 
 import jaxloss
 
@@ -67,3 +69,11 @@ def test_every_loss_shows_an_example():
         if hasattr(loss, "lifted"):
             assert f"{loss.__module__}.{name}" in EXAMPLES
             assert loss.__doc__.partition("\n")[0].endswith((".", ")"))
+
+
+def test_the_files_that_contributing_names_are_there():
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    table = page.split("### Where things are")[1].split("\n## ")[0]
+    named = re.findall(r"`((?:jaxloss|experiments)/[\w/]+\.py)`", table)
+    assert len(named) >= 20
+    assert [path for path in named if not (ROOT / path).exists()] == []

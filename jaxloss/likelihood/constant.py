@@ -16,7 +16,9 @@ __all__ = ["best_constant", "moments"]
 Array = jax.Array
 
 STEPS = 30
+"""Steps of Newton's method. None makes the objective worse, so that those past convergence cost only time."""
 DAMPINGS = np.append(0, 4.0 ** np.arange(-6, 9))
+"""Tried at each step beside the pure step of Newton; in units in which the diagonal of the Hessian is 1."""
 
 
 def moments(column: Array, weights: Array) -> tuple[Array, Array]:

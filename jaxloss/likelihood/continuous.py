@@ -56,9 +56,12 @@ class LocationScale(Distribution):
 
 
 def homogeneous(slopes: Callable) -> Callable:
-    """The function of a distance and a scale, in their unit, whose derivatives in them are `slopes` of their ratio.
+    """Make a function of a distance and a scale, in their unit, from its derivatives in both.
 
-    By Euler's theorem it is distance·∂/∂distance + scale·∂/∂scale. Further arguments have no unit.
+    slopes: gives the derivatives in distance and scale, as functions of distance/scale and further arguments, without
+        unit.
+
+    By Euler's theorem a function in the unit of its arguments is distance·∂/∂distance + scale·∂/∂scale.
     """
 
     def at(distance: Array, scale: Array, *shapes: Array) -> tuple[Array, Array]:
@@ -241,7 +244,7 @@ class StudentT(LocationScale):
         one, two = jax.random.split(key)
         log_precision = log_gamma_ratios(one, 0.5 * self.df)
         normal = self.scale * jax.random.normal(two, self.shape, self.loc.dtype)
-        # Held where the product is finite; in two factors, each of which then is.
+        # The precision is held where the draw is finite, and its root taken in two factors, so that each is finite too.
         most = jnp.log(jnp.finfo(normal.dtype).max) - 1e-3
         deepest = 2 * jnp.minimum(most - jnp.log(jnp.abs(lax.stop_gradient(normal))), 2 * most)
         factor = jnp.exp(-0.25 * jnp.maximum(log_precision, -deepest))

@@ -63,7 +63,7 @@ class Positive(Distribution):
         middle = jnp.exp(jnp.clip(jax.tree.leaves(self)[0], -80, 80))
         return jnp.where(target <= 0, jax.lax.stop_gradient(middle), target)
 
-    def _without_shift(self, shift: Any) -> None:
+    def _refuse_shift(self, shift: Any) -> None:
         if not is_host_value(shift) or np.any(np.asarray(shift) != 0):
             name = type(self).__name__
             raise ValueError(f"{name}.affine: shift must be the number 0, for a shifted {name} is of another family")
@@ -156,7 +156,7 @@ class LogNormal(Positive):
         return _log_normal_score(target, self.loc, self.scale)
 
     def _affine(self, shift: Any, scale: Any) -> Self:
-        self._without_shift(shift)
+        self._refuse_shift(shift)
         return type(self)(self.loc + jnp.log(scale), self.scale)
 
     @classmethod
@@ -250,7 +250,7 @@ class Gamma(Positive):
         return _gamma_score(target, self.log_mean, hold_shape(self.concentration))
 
     def _affine(self, shift: Any, scale: Any) -> Self:
-        self._without_shift(shift)
+        self._refuse_shift(shift)
         return type(self)(self.log_mean + jnp.log(scale), self.concentration)
 
     @classmethod

@@ -44,9 +44,10 @@ def documented(module):
 
 DOCSTRINGS = dict(entry for module in [jaxloss, *MODULES] for entry in documented(module))
 EXAMPLES = {name: text for name, text in DOCSTRINGS.items() if text and ">>>" in text}
+SLOW = "jaxloss.likelihood.joint.Mixture.initial_bias"
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name == SLOW)) for name in EXAMPLES])
 def test_examples_in_docstrings_run(name):
     names = {"jax": jax, "jnp": jnp, "np": np, **vars(jaxloss)}
     test = doctest.DocTestParser().get_doctest(EXAMPLES[name], names, name, None, None)

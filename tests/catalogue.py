@@ -63,8 +63,6 @@ class Row(NamedTuple):
     """Whether the loss tends to infinity with the residual."""
     nan_curvature: bool = True
     """Whether the curvature of NaN is NaN; a loss whose curvature is made of constants may give one of them."""
-    torch: str = ""
-    """The same loss in torch.nn.functional, with the same names of settings."""
 
     @property
     def name(self) -> str:
@@ -114,10 +112,8 @@ def by_scale(first: float = 1.0) -> dict[str, Any]:
 
 
 RESIDUAL_LOSSES = (
-    residual_row(jaxloss.mse, lambda r: r**2, lambda r: 2 * r, lambda r: mpf(2), nan_curvature=False, torch="mse_loss"),
-    residual_row(
-        jaxloss.mae, abs, sign, lambda r: mpf(0), corners=lambda: (0.0,), nan_curvature=False, torch="l1_loss"
-    ),
+    residual_row(jaxloss.mse, lambda r: r**2, lambda r: 2 * r, lambda r: mpf(2), nan_curvature=False),
+    residual_row(jaxloss.mae, abs, sign, lambda r: mpf(0), corners=lambda: (0.0,), nan_curvature=False),
     residual_row(
         jaxloss.huber,
         o.huber,
@@ -127,7 +123,6 @@ RESIDUAL_LOSSES = (
         settings=grid(delta=(1.0, 0.3)),
         sweep=grid(delta=LENGTHS),
         corners=lambda delta: (-delta, delta),
-        torch="huber_loss",
     ),
     residual_row(
         jaxloss.smooth_l1,
@@ -138,7 +133,6 @@ RESIDUAL_LOSSES = (
         settings=grid(beta=(1.0, 0.3)),
         sweep=grid(beta=LENGTHS),
         corners=lambda beta: (-beta, beta),
-        torch="smooth_l1_loss",
     ),
     residual_row(
         jaxloss.pseudo_huber,

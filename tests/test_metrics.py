@@ -14,8 +14,6 @@ from support import close, hvp, refused
 import jaxloss
 from jaxloss import metrics, rmse
 
-pytestmark = pytest.mark.usefixtures("eager")
-
 RANDOM = np.random.default_rng(0)
 PRED, TARGET = (RANDOM.standard_normal((6, 3)).astype(np.float32) for _ in range(2))
 WEIGHTS = np.float32(RANDOM.uniform(0.1, 2, (6, 1)))
@@ -53,8 +51,7 @@ def test_gradient_is_that_of_the_definition():
 
 def test_gradient_is_zero_at_a_perfect_fit():
     for gradient in (jax.grad(rmse), jax.jit(jax.grad(rmse)), jax.jacfwd(rmse)):
-        with jax.disable_jit(False):
-            assert gradient(PRED, PRED).tolist() == np.zeros_like(PRED).tolist()
+        assert gradient(PRED, PRED).tolist() == np.zeros_like(PRED).tolist()
     one_perfect = np.where([True, False, False], PRED, TARGET)
     gradient = jax.grad(lambda pred: rmse(pred, one_perfect, axis=0).sum())(PRED)
     assert not np.any(gradient[:, 0])
@@ -213,9 +210,8 @@ def test_scores_see_a_nan_that_is_not_masked(score):
 @each_score
 def test_scores_under_jit_vmap_and_shape_errors(score):
     want = score(PRED, TARGET, axis=0)
-    with jax.disable_jit(False):
-        close(jax.jit(lambda p, t: score(p, t, axis=0))(PRED, TARGET), want)
-        close(jax.vmap(score, 1)(PRED, TARGET), want)
+    close(jax.jit(lambda p, t: score(p, t, axis=0))(PRED, TARGET), want)
+    close(jax.vmap(score, 1)(PRED, TARGET), want)
     assert score(PRED, np.float64(TARGET)).dtype == jnp.float32
     assert score(jnp.bfloat16(PRED), TARGET).dtype == jnp.float32
     for call, kind in (
@@ -311,11 +307,10 @@ def test_d2_says_what_it_needs():
         metrics.d2(plain)
     with pytest.raises(ValueError, match="delta must be positive"):
         metrics.d2(Partial(jaxloss.huber, delta=-1.0))
-    with jax.disable_jit(False):
-        traced = jax.jit(lambda delta: metrics.d2(Partial(jaxloss.huber, delta=delta))(PRED, TARGET))
-        close(traced(1.0), metrics.d2(jaxloss.huber)(PRED, TARGET))
-        traced = jax.jit(lambda level: metrics.d2(Partial(jaxloss.quantile, level=level))(PRED, TARGET))
-        close(traced(0.5), D2_MAE(PRED, TARGET))
+    traced = jax.jit(lambda delta: metrics.d2(Partial(jaxloss.huber, delta=delta))(PRED, TARGET))
+    close(traced(1.0), metrics.d2(jaxloss.huber)(PRED, TARGET))
+    traced = jax.jit(lambda level: metrics.d2(Partial(jaxloss.quantile, level=level))(PRED, TARGET))
+    close(traced(0.5), D2_MAE(PRED, TARGET))
 
 
 @pytest.mark.slow

@@ -63,8 +63,6 @@ class Row(NamedTuple):
     """Whether the loss tends to infinity with the residual."""
     nan_curvature: bool = True
     """Whether the curvature of NaN is NaN; a loss whose curvature is made of constants may give one of them."""
-    torch: str = ""
-    """The same loss in torch.nn.functional, with the same names of settings."""
 
     @property
     def name(self) -> str:
@@ -114,10 +112,8 @@ def by_scale(first: float = 1.0) -> dict[str, Any]:
 
 
 RESIDUAL_LOSSES = (
-    residual_row(jaxloss.mse, lambda r: r**2, lambda r: 2 * r, lambda r: mpf(2), nan_curvature=False, torch="mse_loss"),
-    residual_row(
-        jaxloss.mae, abs, sign, lambda r: mpf(0), corners=lambda: (0.0,), nan_curvature=False, torch="l1_loss"
-    ),
+    residual_row(jaxloss.mse, lambda r: r**2, lambda r: 2 * r, lambda r: mpf(2), nan_curvature=False),
+    residual_row(jaxloss.mae, abs, sign, lambda r: mpf(0), corners=lambda: (0.0,), nan_curvature=False),
     residual_row(
         jaxloss.huber,
         o.huber,
@@ -127,7 +123,6 @@ RESIDUAL_LOSSES = (
         settings=grid(delta=(1.0, 0.3)),
         sweep=grid(delta=LENGTHS),
         corners=lambda delta: (-delta, delta),
-        torch="huber_loss",
     ),
     residual_row(
         jaxloss.smooth_l1,
@@ -138,7 +133,6 @@ RESIDUAL_LOSSES = (
         settings=grid(beta=(1.0, 0.3)),
         sweep=grid(beta=LENGTHS),
         corners=lambda beta: (-beta, beta),
-        torch="smooth_l1_loss",
     ),
     residual_row(
         jaxloss.pseudo_huber,
@@ -369,6 +363,9 @@ ROW = {row.name: row for row in ROWS}
 LONG = ("barron", "barron_nll", "tweedie_deviance")
 """Losses of so many operations that the tests that compile most of them are left to the slow suite."""
 
+KINDS = ("huber", "mape", "tukey", "quantile", "poisson_deviance")
+"""One loss of each family, for quick tests of the lifting, which is one for all; the slow suite has the rest."""
+
 
 def each(rows: list[Row], slow: tuple[str, ...] = ()) -> Any:
     """The test over the rows; those named are slow."""
@@ -378,6 +375,7 @@ def each(rows: list[Row], slow: tuple[str, ...] = ()) -> Any:
 
 each_loss = each(list(ROWS))
 each_short_loss = each(list(ROWS), slow=LONG)
+each_kind_of_loss = each(list(ROWS), slow=tuple(row.name for row in ROWS if row.name not in KINDS))
 each_residual_loss = each([row for row in ROWS if jaxloss.traits(row.loss).residual])
 
 

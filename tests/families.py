@@ -221,4 +221,4 @@ def each(slow: tuple[str, ...] = ()) -> Any:
 
 each_family, each_short_family = each(), each(slow=LONG)
 
-__all__ = ["FAMILIES", "FamilyRow", "each_family", "each_short_family", "mp", "mpf"]
+__all__ = ["FAMILIES", "LONG", "FamilyRow", "each", "each_family", "each_short_family", "mp", "mpf"]

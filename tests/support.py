@@ -12,6 +12,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from catalogue import Row
 from mpmath import mpf
 
@@ -51,6 +52,16 @@ def close(got, want, rtol: float = 1e-6, atol: float = 1e-6) -> None:
 def hvp(function, point, direction):
     """The Hessian of the function times a direction, forward over reverse."""
     return jax.jvp(jax.grad(function), (point,), (direction,))[1]
+
+
+def refused(kind, words, call, *arguments, **keywords):
+    """Assert that the call raises exactly this kind of error, in one line that has all the words."""
+    with pytest.raises(kind) as caught:
+        call(*arguments, **keywords)
+    message = str(caught.value)
+    assert type(caught.value) is kind, message
+    assert "\n" not in message
+    assert all(word in message for word in words), (message, words)
 
 
 def count_all_reduces(program: str) -> int:

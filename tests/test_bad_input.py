@@ -17,6 +17,7 @@ import optax
 import pytest
 from catalogue import ROWS, each_loss
 from jax.tree_util import Partial
+from support import refused
 
 import jaxloss
 from jaxloss import composite, curvature, huber, irls_weight, loss_sum, mae, mse, slope
@@ -24,16 +25,6 @@ from jaxloss.contract import ABOVE_MINUS_ONE, NONNEGATIVE, OPEN_UNIT, POSITIVE, 
 from jaxloss.train import fit, make_step, supervised
 
 PRED, TARGET = jnp.full((4, 3), 0.5), jnp.full((4, 3), 0.25)
-
-
-def refused(kind, words, call, *arguments, **keywords):
-    """Assert that the call raises exactly this kind of error, in one line that has all the words."""
-    with pytest.raises(kind) as caught:
-        call(*arguments, **keywords)
-    message = str(caught.value)
-    assert type(caught.value) is kind, message
-    assert "\n" not in message
-    assert all(word in message for word in words), (message, words)
 
 
 # Settings

@@ -23,10 +23,9 @@ def exact(oracle, residual: float, alpha: float, scale: float) -> float:
     return float(oracle(mpf(residual), mpf(alpha), mpf(scale)))
 
 
-@pytest.mark.parametrize("name", ["alpha", "scale"])
-def test_derivatives_in_the_settings_are_exact(name):
-    """To 1e-5 for residuals of every size relative to the scale, wherever the derivative is a normal number."""
-    oracle = {"alpha": oracles.barron_alpha_slope, "scale": oracles.barron_scale_slope}[name]
+@functools.cache
+def cases_and_derivatives() -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Residuals of every size relative to the scale, with alpha and scale, and what is derived there in these."""
     ratios = np.concatenate([10.0 ** np.linspace(-9, 9, 13), np.linspace(0.3, 6, 7)])
     cases = np.array([(scale * ratio, alpha, scale) for alpha in ALPHAS for scale in SCALES for ratio in ratios])
     residual, alpha, scale = cases.astype(np.float32).T
@@ -34,8 +33,16 @@ def test_derivatives_in_the_settings_are_exact(name):
     def total(settings):
         return jaxloss.barron(residual, jnp.zeros_like(residual), reduction="sum", **settings)
 
-    got = np.asarray(jax.jit(jax.grad(total))({"alpha": alpha, "scale": scale})[name], np.float64)
-    want = np.array([exact(oracle, *map(float, case)) for case in zip(residual, alpha, scale, strict=True)])
+    return cases, jax.jit(jax.grad(total))({"alpha": alpha, "scale": scale})
+
+
+@pytest.mark.parametrize("name", ["alpha", "scale"])
+def test_derivatives_in_the_settings_are_exact(name):
+    """To 1e-5, wherever the derivative is a normal number."""
+    oracle = {"alpha": oracles.barron_alpha_slope, "scale": oracles.barron_scale_slope}[name]
+    cases, derivatives = cases_and_derivatives()
+    got = np.asarray(derivatives[name], np.float64)
+    want = np.array([exact(oracle, *map(float, case)) for case in cases.astype(np.float32)])
     normal = (np.abs(want) >= np.finfo(np.float32).tiny) & (np.abs(want) <= np.finfo(np.float32).max)
     assert normal.mean() > 0.5
     error = np.abs(got - want)[normal] / np.abs(want)[normal]
@@ -86,7 +93,7 @@ def test_the_log_partition_function_has_the_derivative_of_quadrature():
         close(jax.grad(one)(alpha), np.array(float(want)), rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["normal", "heavy"])
+@pytest.mark.parametrize("kind", ["normal", pytest.param("heavy", marks=pytest.mark.slow)])
 def test_alpha_and_scale_are_recovered_from_data(kind):
     """Quantiles of the density with the true settings stand for a sample without noise."""
     optax = pytest.importorskip("optax")

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from catalogue import each_loss, each_residual_loss, each_short_loss
+from catalogue import each_kind_of_loss, each_loss, each_residual_loss, each_short_loss
 from jax.test_util import check_grads
 from mpmath import mpf
 from support import close, exact, hvp, sample, settings_tree
@@ -14,7 +14,7 @@ from support import close, exact, hvp, sample, settings_tree
 import jaxloss
 
 
-@each_loss
+@each_kind_of_loss
 def test_all_modes_give_the_exact_derivatives(row):
     pred, target = sample(row)
     direction = jnp.cos(jnp.arange(pred.size, dtype=jnp.float32)).reshape(pred.shape)
@@ -55,7 +55,7 @@ def test_all_modes_give_the_exact_derivatives(row):
     close(jaxloss.curvature(row.loss)(pred, target, **row.usual), curvatures, rtol=2e-5)
 
 
-@each_loss
+@each_kind_of_loss
 def test_vmap_and_scan_are_loops(row):
     pred, target = sample(row, (4, 3))
     weights = jnp.linspace(0.5, 2, 12).reshape(4, 3)
@@ -80,7 +80,7 @@ def test_vmap_and_scan_are_loops(row):
 
 
 @pytest.mark.usefixtures("eager")
-@each_short_loss
+@each_kind_of_loss
 def test_closed_forms_agree_with_automatic_differentiation(row):
     """Value, all first and all second derivatives, mixed ones too, in pred, target and every setting."""
     raw = row.loss.__wrapped__

@@ -6,11 +6,13 @@ import doctest
 import importlib
 import inspect
 import pkgutil
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support import ROOT
 
 import jaxloss
 
@@ -42,9 +44,10 @@ def documented(module):
 
 DOCSTRINGS = dict(entry for module in [jaxloss, *MODULES] for entry in documented(module))
 EXAMPLES = {name: text for name, text in DOCSTRINGS.items() if text and ">>>" in text}
+SLOW = "jaxloss.likelihood.joint.Mixture.initial_bias"
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name == SLOW)) for name in EXAMPLES])
 def test_examples_in_docstrings_run(name):
     names = {"jax": jax, "jnp": jnp, "np": np, **vars(jaxloss)}
     test = doctest.DocTestParser().get_doctest(EXAMPLES[name], names, name, None, None)
@@ -67,3 +70,11 @@ def test_every_loss_shows_an_example():
         if hasattr(loss, "lifted"):
             assert f"{loss.__module__}.{name}" in EXAMPLES
             assert loss.__doc__.partition("\n")[0].endswith((".", ")"))
+
+
+def test_the_files_that_contributing_names_are_there():
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    table = page.split("### Where things are")[1].split("\n## ")[0]
+    named = re.findall(r"`((?:jaxloss|experiments)/[\w/]+\.py)`", table)
+    assert len(named) >= 20
+    assert [path for path in named if not (ROOT / path).exists()] == []

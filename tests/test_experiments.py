@@ -172,68 +172,6 @@ def test_speed_runs_small(tmp_path):
     assert_complete(tmp_path / "speed", result)
 
 
-@pytest.mark.slow
-def test_noise_compares_distributions(tmp_path):
-    """On fewer rows and shorter training, which the claims survive."""
-    code, result = tiny(tmp_path, "noise")
-    assert code == 0
-    assert result["claims"]
-    assert all(result["claims"].values())
-    assert set(result["growing"]) == {"mse", "nll", "β-NLL", "CRPS", "quantiles"}
-    assert_complete(tmp_path / "noise", result)
-
-
-@pytest.mark.slow
-def test_units(tmp_path):
-    code, result = tiny(tmp_path, "units")
-    assert code == 0
-    assert len(result["claims"]) == 10
-    assert all(result["claims"].values())
-    metres, kilometres = result["values"]["mse"]
-    assert metres == pytest.approx(1e6 * kilometres, rel=1e-4)
-    assert result["descent"]["standard"]["metres"] < 100
-    assert_complete(tmp_path / "units", result)
-
-
-@pytest.mark.slow
-def test_multi_output(tmp_path):
-    """On a third of the rows and half of the steps, which the claims survive."""
-    code, result = tiny(tmp_path, "multi_output")
-    assert code == 0
-    assert len(result["claims"]) == 10
-    assert all(result["claims"].values())
-    assert result["shares"]["raw"]["loss"] > 0.99999
-    for fit in result["fits"].values():
-        assert len(fit["test"]["rmse"]) == 2
-    assert_complete(tmp_path / "multi_output", result)
-
-
-@pytest.mark.slow
-def test_calibrate_on_few_samples(tmp_path):
-    """Few samples: what they show of rates is left to the whole run, and to the slow tests of diagnose."""
-    code, result = tiny(tmp_path, "calibrate")
-    assert code == 0
-    assert all(result["claims"].values())
-    faults = {entry["kind"]: entry[entry["fault"]] for entry in result["rates"] if entry["fault"]}
-    assert set(faults.values()) == {1.0}
-    assert_complete(tmp_path / "calibrate", result)
-
-
-@pytest.mark.slow
-def test_outliers_spoil_squared_error_alone(tmp_path, capsys):
-    """On one data set, where the claims hold as they do over ten."""
-    code, result = tiny(tmp_path, "outliers")
-    assert code == 0
-    assert result["off"]["mse"][0] > 0.2
-    assert max(result["off"][name][0] for name in ("huber", "tukey")) < 0.02
-    found = result["each"][0]["found"]
-    assert found["outliers"]
-    assert found["named"] == found["typos"]
-    assert len(found["typos"]) == 8
-    assert_complete(tmp_path / "outliers", result)
-    assert "dominated by outliers" in capsys.readouterr().out
-
-
 def test_nist_finds_the_digits(tmp_path, capsys):
     """On problems made up in the layout of NIST's, whose own are not shipped."""
     x = [[0.5 * number] for number in range(8)]
@@ -302,37 +240,51 @@ def test_gallery_tells_all_and_goes_on(tmp_path, capsys):
     assert result["claims"] == {}
 
 
-@pytest.mark.slow
-def test_robust_line_breaks_convex_losses_first(tmp_path):
-    code, result = tiny(tmp_path, "robust_line")
-    assert code == 0
-    assert all(result["claims"].values())
+# What each experiment shows beyond the claims that it asserts itself.
+
+
+def noise(result):
+    assert set(result["growing"]) == {"mse", "nll", "β-NLL", "CRPS", "quantiles"}
+
+
+def units(result):
+    assert len(result["claims"]) == 10
+    metres, kilometres = result["values"]["mse"]
+    assert metres == pytest.approx(1e6 * kilometres, rel=1e-4)
+    assert result["descent"]["standard"]["metres"] < 100
+
+
+def multi_output(result):
+    assert len(result["claims"]) == 10
+    assert result["shares"]["raw"]["loss"] > 0.99999
+    assert all(len(fit["test"]["rmse"]) == 2 for fit in result["fits"].values())
+
+
+def calibrate(result):
+    """On few samples: what they show of rates is left to the whole run, and to the slow tests of diagnose."""
+    faults = {entry["kind"]: entry[entry["fault"]] for entry in result["rates"] if entry["fault"]}
+    assert set(faults.values()) == {1.0}
+
+
+def outliers(result):
+    assert result["off"]["mse"][0] > 0.2
+    assert max(result["off"][name][0] for name in ("huber", "tukey")) < 0.02
+    found = result["each"][0]["found"]
+    assert found["outliers"]
+    assert found["named"] == found["typos"]
+    assert len(found["typos"]) == 8
+
+
+def robust_line(result):
     assert result["errors"]["mse"][-1] > 1 > 0.5 > result["errors"]["tukey"][-1]
-    assert_complete(tmp_path / "robust_line", result)
 
 
-@pytest.mark.slow
-def test_solvers_agree_with_their_peers(tmp_path):
-    code, result = tiny(tmp_path, "solvers")
-    assert code == 0
+def solvers(result):
     assert {"least squares", "huber", "poisson", "quantile", "5 bootstrap fits"} <= set(result["compared"])
     assert max(abs(result["compared"][name]["excess"]) for name in ("least squares", "huber", "quantile")) < 1e-7
-    assert_complete(tmp_path / "solvers", result)
 
 
-def assert_claims(folder, name, capsys):
-    code, result = tiny(folder, name)
-    assert result["verdict"] in capsys.readouterr().out
-    assert result["claims"]
-    assert [claim for claim, holds in result["claims"].items() if not holds] == []
-    assert code == 0
-    assert_complete(folder / name, result)
-    return result
-
-
-@pytest.mark.slow
-def test_price_on_the_logarithm_and_by_gamma_deviance(tmp_path, capsys):
-    result = assert_claims(tmp_path, "price", capsys)
+def price(result):
     for market in result["markets"].values():
         error = {way: one["relative"][0] for way, one in market.items()}
         assert error["log mse"] < error["gamma"] < error["mse"]
@@ -340,9 +292,7 @@ def test_price_on_the_logarithm_and_by_gamma_deviance(tmp_path, capsys):
         assert market["log mse"]["total"][0] < -10 < -5 < market["log·smearing"]["total"][0]
 
 
-@pytest.mark.slow
-def test_physics_has_the_noise_for_a_floor(tmp_path, capsys):
-    result = assert_claims(tmp_path, "physics", capsys)
+def of_physics(result):
     for plate in result["plates"].values():
         assert abs(plate["mse"]["validation"][0] - 1) < 0.02
         assert plate["line"]["validation"][0] > 1.4
@@ -350,14 +300,56 @@ def test_physics_has_the_noise_for_a_floor(tmp_path, capsys):
         assert f"{plate['mse']['validation'][0]:.3f}" in result["verdict"]
 
 
-@pytest.mark.slow
-def test_signal_lives_with_impulses(tmp_path, capsys):
-    result = assert_claims(tmp_path, "signal", capsys)
+def signal(result):
     for name in ("upwards", "second"):
         gain = {way: one["gain"][0] for way, one in result["settings"][name].items()}
         least = min(gain[way] for way in ("huber", "log_cosh", "mae")) - gain["mse"]
         assert least > 2
         assert f"{least:.1f}" in result["verdict"]
+
+
+def coordinates(result):
+    means, other = result["means"]["tuned"], result["each"]["other"]
+    assert result["best"] != "mse"
+    assert means["mse"] > 2 * means[result["best"]]
+    assert all(robust < squared for robust, squared in zip(other["tukey"]["pixels"], other["mse"]["pixels"]))
+    assert "With 10 % bad labels" in result["answer"]
+
+
+def autoencoder(result):
+    documented = importlib.import_module("experiments.autoencoder").__doc__
+    for metric, name in result["winners"].items():
+        assert any(line.strip().startswith(metric) and line.endswith(name) for line in documented.splitlines())
+        sizes = {loss: abs(sum(values)) for loss, values in result["scores"][metric].items()}
+        assert min(sizes, key=sizes.get) == name
+    assert result["answer"].startswith("No loss wins every metric")
+
+
+def of_value(result):
+    assert len(result["claims"]) == 6
+    for found in result["each"].values():
+        assert max(found["mse"]["rmsve"]) < 0.02
+        assert max(found["quantile_huber, δ = 0.001"]["quantiles"]) < 0.05
+        assert min(found["quantile_huber, δ = 1"]["quantiles"]) > 0.1
+
+
+SHOWN = [noise, units, multi_output, calibrate, outliers, robust_line, solvers, price, of_physics, signal, coordinates]
+SHOWN += [autoencoder, of_value]
+PRINTED = {"outliers": "dominated by outliers"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("check", SHOWN, ids=lambda check: check.__name__.removeprefix("of_"))
+def test_what_an_experiment_claims_holds(check, tmp_path, capsys):
+    """On fewer rows and shorter training, which the claims survive."""
+    name = check.__name__.removeprefix("of_")
+    code, result = tiny(tmp_path, name)
+    assert result["claims"]
+    assert [claim for claim, holds in result["claims"].items() if not holds] == []
+    assert code == 0
+    check(result)
+    assert result.get("verdict", result.get("answer", PRINTED.get(name, ""))) in capsys.readouterr().out
+    assert_complete(tmp_path / name, result)
 
 
 TOO_LITTLE = {
@@ -453,47 +445,6 @@ def test_fit_seeds_takes_the_rate_of_the_lowest_validation_loss():
         alone = train.fit(line, starts[seed], learned, validation=held_out, optimizer=optimizer, seed=seed, **shared)
         for name, value in alone.params.items():
             assert float(found.params[name][seed]) == pytest.approx(float(value), rel=1e-3)
-
-
-@pytest.mark.slow
-def test_coordinates_survive_bad_labels_by_a_robust_loss(tmp_path, capsys):
-    code, result = tiny(tmp_path, "coordinates")
-    assert code == 0
-    means = result["means"]["tuned"]
-    assert means["mse"] > 2 * means[result["best"]]
-    assert result["best"] != "mse"
-    other = result["each"]["other"]
-    assert all(robust < squared for robust, squared in zip(other["tukey"]["pixels"], other["mse"]["pixels"]))
-    assert "With 10 % bad labels" in result["answer"]
-    assert result["answer"] in capsys.readouterr().out
-    assert_complete(tmp_path / "coordinates", result)
-
-
-@pytest.mark.slow
-def test_autoencoder_no_loss_wins_every_metric(tmp_path, capsys):
-    code, result = tiny(tmp_path, "autoencoder")
-    assert code == 0
-    documented = importlib.import_module("experiments.autoencoder").__doc__
-    for metric, name in result["winners"].items():
-        assert any(line.strip().startswith(metric) and line.endswith(name) for line in documented.splitlines())
-        sizes = {loss: abs(sum(values)) for loss, values in result["scores"][metric].items()}
-        assert min(sizes, key=sizes.get) == name
-    assert result["answer"].startswith("No loss wins every metric")
-    assert result["answer"] in capsys.readouterr().out
-    assert_complete(tmp_path / "autoencoder", result)
-
-
-@pytest.mark.slow
-def test_value_finds_the_values_and_the_quantiles(tmp_path, capsys):
-    code, result = tiny(tmp_path, "value")
-    assert code == 0
-    assert len(result["claims"]) == 6
-    for found in result["each"].values():
-        assert max(found["mse"]["rmsve"]) < 0.02
-        assert max(found["quantile_huber, δ = 0.001"]["quantiles"]) < 0.05
-        assert min(found["quantile_huber, δ = 1"]["quantiles"]) > 0.1
-    assert result["answer"] in capsys.readouterr().out
-    assert_complete(tmp_path / "value", result)
 
 
 def test_value_knows_the_truth():

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from families import FAMILIES, each_family, each_short_family
+from families import FAMILIES, LONG, each, each_family, each_short_family
 from jax.test_util import check_grads
 from mpmath import mpf
 
@@ -87,6 +87,7 @@ def test_samples_have_the_distribution(row):
             assert stats.kstest(draws[:, column], one.cdf).pvalue > 1e-3
 
 
+@pytest.mark.usefixtures("eager")
 @each_short_family
 def test_nll_has_right_derivatives_in_every_parameter(row):
     with jax.enable_x64(True):
@@ -143,7 +144,7 @@ def test_from_raw_is_valid_everywhere_and_alive(row):
     assert np.all(np.any(np.asarray(gradients) != 0, axis=1)), "each raw number moves some parameter"
 
 
-@each_short_family
+@each(slow=(*LONG, "Normal", "LogNormal"))
 def test_initial_bias_is_the_likeliest_constant(row):
     """No constant nearby is likelier, whatever the unit and the weights; several targets at once."""
     optimize = pytest.importorskip("scipy.optimize")
@@ -169,6 +170,7 @@ def test_initial_bias_is_the_likeliest_constant(row):
             assert objective(raw, column) <= best.fun + 1e-9
 
 
+@pytest.mark.usefixtures("eager")
 @each_short_family
 def test_shapes_masks_and_half_precision(row):
     parameters, _, target = ordinary(row, count=6, seed=7)

@@ -11,6 +11,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 from jax.test_util import check_grads
 from mpmath import exp, log, mp, mpf, pi
+from support import refused
 
 import jaxloss
 from jaxloss import Laplace, Mixture, MultivariateNormal, Normal, Poisson, crps, loss_sum, nll, slope
@@ -320,7 +321,7 @@ def test_from_raw_is_valid_everywhere_and_alive():
 BAD = {
     "a factor not square": (
         jaxloss.ShapeError,
-        r"loc has shape \(5, 3\) and scale_tril \(5, 3, 2\)",
+        "loc has shape (5, 3) and scale_tril (5, 3, 2)",
         lambda: MultivariateNormal(jnp.zeros((5, 3)), jnp.ones((5, 3, 2))),
     ),
     "a factor of another batch": (
@@ -328,7 +329,7 @@ BAD = {
         "scale_tril",
         lambda: nll(MultivariateNormal(jnp.zeros((5, 3)), jnp.ones((1, 3, 3))), jnp.zeros((5, 3))),
     ),
-    "a vector too long": (jaxloss.ShapeError, r"\(5, 4, 2\)", lambda: nll(correlated(), VECTORS[..., :2])),
+    "a vector too long": (jaxloss.ShapeError, "(5, 4, 2)", lambda: nll(correlated(), VECTORS[..., :2])),
     "weights per coordinate": (jaxloss.ShapeError, "weights", lambda: nll(correlated(), VECTORS, weights=VECTORS)),
     "a factor not triangular": (
         ValueError,
@@ -349,7 +350,7 @@ BAD = {
     "raw of vectors": (TypeError, "one number", lambda: Mixture.from_raw(jnp.zeros((5, 6)), MultivariateNormal)),
     "components that differ in number": (
         jaxloss.ShapeError,
-        r"logits has shape \(5, 2\)",
+        "logits has shape (5, 2)",
         lambda: Mixture(jnp.zeros((5, 2)), Normal(jnp.zeros((5, 3)), jnp.ones((5, 3)))),
     ),
     "components of another batch": (
@@ -370,10 +371,7 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_a_bad_call_raises_one_line(case):
     kind, words, call = BAD[case]
-    with pytest.raises(kind, match=words) as caught:
-        call()
-    assert type(caught.value) is kind
-    assert "\n" not in str(caught.value)
+    refused(kind, [words], call)
 
 
 @pytest.mark.slow

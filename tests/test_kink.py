@@ -37,6 +37,14 @@ def test_root():
     assert float(jax.grad(jax.grad(kink.root))(0.0)) == 0.0
 
 
+def test_norm():
+    for size in (1e-30, 1.0, 1e30):
+        vector = np.float32([3 * size, 0, -4 * size])
+        close(kink.norm(vector), np.float32(5 * size), rtol=4e-7, atol=0)
+        close(jax.grad(kink.norm)(vector), np.float32([0.6, 0, -0.8]), rtol=4e-7, atol=0)
+    close(jax.grad(kink.norm)(np.zeros(3, np.float32)), np.zeros(3, np.float32), atol=0)
+
+
 @pytest.mark.parametrize("name", ["absolute", "positive_part", "root"])
 def test_nan_is_seen(name):
     function = getattr(kink, name)
@@ -45,4 +53,4 @@ def test_nan_is_seen(name):
 
 
 def test_every_function_of_the_module_is_tested():
-    assert {*CASES, "root"} == set(kink.__all__)
+    assert {*CASES, "root", "norm"} == set(kink.__all__)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.tree_util import Partial
-from support import close, hvp
+from support import close, hvp, refused
 
 import jaxloss
 from jaxloss import metrics, rmse
@@ -111,10 +110,7 @@ def test_refusals():
         (lambda: rmse(PRED, TARGET, axis=2), ValueError),
         (lambda: rmse(np.ones(3, int), np.ones(3)), TypeError),
     ):
-        with pytest.raises(kind) as caught:
-            call()
-        assert "\n" not in str(caught.value)
-        assert str(caught.value).startswith("rmse: ")
+        refused(kind, ["rmse: "], call)
 
 
 # The other scores, by their definitions in float64 NumPy. A group is one vector.
@@ -223,8 +219,7 @@ def test_scores_under_jit_vmap_and_shape_errors(score):
         (lambda: score(PRED, TARGET, where=WEIGHTS), TypeError),
         (lambda: score(PRED, TARGET, axis=2), ValueError),
     ):
-        with pytest.raises(kind, match=rf"^{re.escape(score.__name__)}: "):
-            call()
+        refused(kind, [f"{score.__name__}: "], call)
 
 
 @pytest.mark.parametrize("score", [metrics.r2, metrics.explained_variance, metrics.pearson, metrics.bias, D2_MSE])
@@ -314,10 +309,8 @@ def test_d2_says_what_it_needs():
         metrics.d2(Partial(jaxloss.huber, delta=-1.0))
     traced = jax.jit(lambda delta: metrics.d2(Partial(jaxloss.huber, delta=delta))(PRED, TARGET))
     close(traced(1.0), metrics.d2(jaxloss.huber)(PRED, TARGET))
-    close(
-        jax.jit(lambda level: metrics.d2(Partial(jaxloss.quantile, level=level))(PRED, TARGET))(0.5),
-        D2_MAE(PRED, TARGET),
-    )
+    traced = jax.jit(lambda level: metrics.d2(Partial(jaxloss.quantile, level=level))(PRED, TARGET))
+    close(traced(0.5), D2_MAE(PRED, TARGET))
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from catalogue import each_loss
-from families import LONG, each_family, each_short_family
+from families import FAMILIES, LONG, each_family
 
 import jaxloss
 from jaxloss.contract import Domain
@@ -131,8 +131,10 @@ def check_family(row, count: int) -> None:
         check(lambda dist, level: dist._quantile(level), dist, level)
 
 
-@each_short_family
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize("row", FAMILIES[:2], ids=lambda row: row.name)
 def test_gradients_of_families(row):
+    """Of those of few operations; the slow test below has all."""
     check_family(row, FEW)
 
 

@@ -61,9 +61,11 @@ OPTIMIZERS = {
     "masked decay": (optax.adamw(0.05, weight_decay=0.1, mask={"in": True, "out": False}), itself),
     "multi_transform": (optax.multi_transform(PARTS, NAMES), itself),
 }  # fmt: skip
+SLOW = ("schedule-free AdamW", "schedule-free SGD", "Muon")  # which are taken as others of the table are
+EACH = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in OPTIMIZERS]
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", EACH)
 def test_the_loop_written_by_hand(name):
     optimizer, evaluate = OPTIMIZERS[name]
     rows, held_out = data(), data(seed=5)
@@ -86,7 +88,8 @@ def test_the_loop_written_by_hand(name):
     np.testing.assert_allclose(result.history["validation_loss"], curve, rtol=1e-4)
     close(result.params, seen[int(np.argmin(curve))], rtol=1e-3, atol=1e-5)
     close(result.state.params, params, rtol=1e-3, atol=1e-5)
-    close(fit(net, start(), rows, **settings).params, seen[-1], rtol=1e-3, atol=1e-5)
+    if evaluate is not itself:
+        close(fit(net, start(), rows, **settings).params, seen[-1], rtol=1e-3, atol=1e-5)
 
 
 def test_lookahead_is_evaluated_at_its_slow_parameters():

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 from jax.tree_util import Partial
-from support import close
+from support import close, refused
 
 import jaxloss
 from jaxloss import huber, mse
@@ -178,13 +178,11 @@ def test_a_private_step_clips_each_row_and_adds_noise():
 
 
 def test_bad_settings_are_refused_in_one_line():
-    for refused, error, word in [
+    for call, kind, word in [
         (lambda: per_example_grads(linear, mse, chunk=0), ValueError, "chunk"),
         (lambda: per_example_grads(linear, mse, chunk=1.5), TypeError, "chunk must be an integer"),
-        (lambda: per_example_grads(linear, mse)({"weight": 1}, problem()[1]), TypeError, "weight.* has dtype int32"),
+        (lambda: per_example_grads(linear, mse)({"weight": 1}, problem()[1]), TypeError, "has dtype int32"),
         (lambda: gradient_norms(linear, "mse"), TypeError, "mse"),
         (lambda: per_example_grads(linear, Partial(huber, delta=-1.0)), ValueError, "delta"),
     ]:
-        with pytest.raises(error, match=word) as told:
-            refused()
-        assert "\n" not in str(told.value)
+        refused(kind, [word], call)

@@ -9,13 +9,13 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from catalogue import each_loss
+from catalogue import each_kind_of_loss, each_loss
 from support import close, count_all_reduces, exact, run_program, run_python, sample, settings_tree
 
 import jaxloss
 
 
-@each_loss
+@each_kind_of_loss
 def test_exports_for_every_platform_and_runs_here(row):
     pred, target = sample(row)
     settings = settings_tree(row)

@@ -16,7 +16,7 @@ from jax.tree_util import Partial
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import StepPatch
-from support import run_program
+from support import refused, run_program
 
 import jaxloss
 from jaxloss import (
@@ -252,7 +252,7 @@ def test_nothing_to_draw_is_said(picture):
 
 
 @each_picture
-@pytest.mark.parametrize("n", [1, 2, 3, 20])
+@pytest.mark.parametrize("n", [1, 2, 20])
 def test_few_rows_or_a_perfect_fit_are_drawn(picture, n):
     pred, target = drawn(n)
     picture(pred, target).figure.canvas.draw()
@@ -494,9 +494,7 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_one_line(case):
     call, kind, words = BAD[case]
-    with pytest.raises(kind, match=words) as raised:
-        call()
-    assert "\n" not in str(raised.value)
+    refused(kind, [words], call)
 
 
 def test_axes_of_the_caller_are_drawn_into():

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.test_util import check_grads
-from support import ROOT, close
+from support import ROOT, close, refused
 
 import jaxloss
 from jaxloss import Ensemble, Interval, Normal, beta_nll, censored_nll, crps, energy_score, interval_score, mse, nll
@@ -284,10 +284,10 @@ REFUSED = {
     "ends exchanged": (ValueError, "lower must not be above upper", lambda: Interval(np.ones(2), np.zeros(2))),
     "leaves that differ": (
         jaxloss.ShapeError,
-        r"pred\.scale has shape \(6, 1\)",
+        "pred.scale has shape (6, 1)",
         lambda: nll(Normal(jnp.zeros(6), jnp.ones((6, 1))), jnp.zeros(6)),
     ),
-    "target of another shape": (jaxloss.ShapeError, r"\.squeeze\(-1\)", lambda: crps(normal(), jnp.zeros((6, 2, 1)))),
+    "target of another shape": (jaxloss.ShapeError, ".squeeze(-1)", lambda: crps(normal(), jnp.zeros((6, 2, 1)))),
     "infinite target": (ValueError, "a target must be finite", lambda: nll(normal(), np.full((6, 2), np.inf))),
     "integer parameters": (TypeError, "floating", lambda: nll(Normal(jnp.arange(2), jnp.ones(2)), jnp.zeros(2))),
     "raw of the wrong size": (jaxloss.ShapeError, "2 outputs per target", lambda: Normal.from_raw(jnp.zeros((4, 3)))),
@@ -305,6 +305,4 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_bad_input_is_named_in_one_line(case):
     kind, message, call = REFUSED[case]
-    with pytest.raises(kind, match=message) as caught:
-        call()
-    assert "\n" not in str(caught.value)
+    refused(kind, [message], call)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from catalogue import each_loss, each_short_loss
+from catalogue import each_kind_of_loss, each_loss, each_short_loss
 from support import close, sample, settings_tree
 
 import jaxloss
@@ -73,7 +73,7 @@ def test_partials_nest_and_the_outer_setting_wins():
     assert jaxloss.traits(outer) is jaxloss.traits(jaxloss.huber)
 
 
-@each_loss
+@each_kind_of_loss
 def test_a_new_setting_does_not_trace_again(row):
     traces = []
 

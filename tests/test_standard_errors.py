@@ -182,7 +182,7 @@ def test_prior_weights_of_counts():
     assert 0.9 < ratio(loss, means, whole) < 1.1
 
 
-@pytest.mark.parametrize("name", ["epsilon 2", "lopsided", "quantile 0.9", "tukey", "mse"])
+@pytest.mark.parametrize("name", ["epsilon 2", "quantile 0.9", "tukey"])
 def test_few_data_sets(name):
     """The above in small: the spread over 300 sets is known to 4 %."""
     loss = {**SMOOTH, **LINEAR}[name]
@@ -245,7 +245,7 @@ def pieces(loss, turns):
     return slopes, np.asarray(loss(turns, np.zeros_like(turns), reduction="none")) - slopes * turns
 
 
-@pytest.mark.parametrize("name", ["three kinks", "lopsided"])
+@pytest.mark.parametrize("name", [pytest.param("three kinks", marks=pytest.mark.slow), "lopsided"])
 def test_a_loss_of_ones_own_with_several_kinks_is_minimised(name):
     optimize = pytest.importorskip("scipy.optimize")
     random = np.random.default_rng(5)

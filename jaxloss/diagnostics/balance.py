@@ -9,7 +9,7 @@ import numpy as np
 __all__ = ["Balance"]
 
 SHOWN = 6
-"""Of so many outputs the weights are told."""
+"""Weights are printed for at most so many outputs."""
 
 
 class Balance(NamedTuple):

@@ -19,9 +19,9 @@ from jaxloss.metrics import ResidualStats, histogram
 __all__ = ["Diagnosis", "Output", "diagnose"]
 
 WIDTH = 99
-"""Columns of the printed block."""
+"""The width of what is printed, in columns."""
 FULL = 4
-"""So many outputs are printed in full; of more, a table."""
+"""Up to so many outputs are printed in full, more of them as a table."""
 
 
 class Output(NamedTuple):
@@ -148,7 +148,7 @@ def diagnose(
     shape = np.shape(target)
     if 0 in shape[1:]:
         raise ValueError(f"diagnose: target has shape {shape}, which holds no output")
-    _labels(names, shape[1:])  # a mistake is told before anything is computed
+    _labels(names, shape[1:])  # refuses a wrong name before anything is computed
     stats = ResidualStats.of(pred, target, weights=weights, where=where, per_output=len(shape) > 0)
     return Diagnosis.of(stats, names=names)
 
@@ -192,7 +192,7 @@ def _figures(stats: ResidualStats, place: tuple[int, ...]) -> tuple[dict[str, fl
 
 
 def _far(weights: np.ndarray, scale: float) -> float:
-    """The part of the rows beyond FAR robust scales; 0 where the scale is 0, as at least half of the residuals are."""
+    """The share of the rows beyond FAR robust scales; 0 if the scale is 0: then half of the residuals or more are 0."""
     bounds = histogram.edges()
     far = weights[np.abs(bounds[1:] + bounds[:-1]) > 2 * FAR * scale].sum()
     return float(far / weights.sum()) if scale > 0 else 0.0

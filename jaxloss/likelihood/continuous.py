@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,7 @@ from jax import lax
 from jax.scipy.special import erf
 
 from jaxloss.contract import POSITIVE, REAL
-from jaxloss.likelihood.constant import quantiles
-from jaxloss.likelihood.distribution import Distribution, family, positive, raw_of_positive
+from jaxloss.likelihood.distribution import FREE, Distribution, above, family, parameter
 from jaxloss.likelihood.draws import log_gamma_ratios
 from jaxloss.likelihood.tails import hold_shape, student_log_peak, student_tails
 from jaxloss.numerics import kink
@@ -29,17 +28,18 @@ from jaxloss.numerics.gamma import (
     student_rise,
     student_tail_fall,
 )
+from jaxloss.numerics.order import quantiles
 from jaxloss.numerics.partials import ratio, with_partials
 
-__all__ = ["SCALE_FLOOR", "Laplace", "Normal", "StudentT", "homogeneous"]
+__all__ = ["SCALE", "Laplace", "Normal", "StudentT", "homogeneous"]
 
 Array = jax.Array
 
-SCALE_FLOOR = 1e-6
-"""Added to a scale from a network: in standard units, far below any noise."""
+SCALE = above(1e-6)
+"""A scale from a network: in standard units, the floor is far below any noise."""
 
-DF_FLOOR = 2.01
-"""Added to degrees of freedom from a network: the variance is then finite, so every score and report exists."""
+DF = above(2.01)
+"""Degrees of freedom from a network: the variance is then finite, so every score and report exists."""
 
 
 class LocationScale(Distribution):
@@ -56,9 +56,12 @@ class LocationScale(Distribution):
 
 
 def homogeneous(slopes: Callable) -> Callable:
-    """The function of a distance and a scale, in their unit, whose derivatives in them are `slopes` of their ratio.
+    """Make a function of a distance and a scale, in their unit, from its derivatives in both.
 
-    By Euler's theorem it is distance·∂/∂distance + scale·∂/∂scale. Further arguments have no unit.
+    slopes: gives the derivatives in distance and scale, as functions of distance/scale and further arguments, without
+        unit.
+
+    By Euler's theorem a function in the unit of its arguments is distance·∂/∂distance + scale·∂/∂scale.
     """
 
     def at(distance: Array, scale: Array, *shapes: Array) -> tuple[Array, Array]:
@@ -112,11 +115,8 @@ class Laplace(LocationScale):
     -0.6931471824645996
     """
 
-    loc: Any
-    scale: Any
-
-    domain: ClassVar = {"loc": REAL, "scale": POSITIVE}
-    raw_size = 2
+    loc: Any = parameter(REAL, FREE)
+    scale: Any = parameter(POSITIVE, SCALE)
 
     def _mean(self) -> Array:
         return self.loc
@@ -150,20 +150,15 @@ class Laplace(LocationScale):
         return _laplace_score(target - self.loc, self.scale)
 
     @classmethod
-    def _from_raw(cls, *raw: Array) -> Self:
-        loc, scale = raw
-        return cls(loc, positive(scale, SCALE_FLOOR))
-
-    @classmethod
-    def _raw_of(cls, mean: Array, variance: Array) -> tuple[Array, ...]:
-        return mean, raw_of_positive(jnp.sqrt(0.5 * variance), SCALE_FLOOR)
+    def _of_moments(cls, mean: Array, variance: Array) -> tuple[Array, ...]:
+        return mean, jnp.sqrt(0.5 * variance)
 
     @classmethod
     def _start(cls, column: Array, weights: Array) -> Array:
         """The likeliest itself: the median, and the mean distance from it."""
         median = quantiles(column, weights, jnp.full((1,), 0.5, column.dtype))[0]
         distance = jnp.average(jnp.abs(column - median), weights=weights)
-        return jnp.stack([median, raw_of_positive(distance, SCALE_FLOOR)])
+        return cls._to_raw(median, distance)
 
 
 @family
@@ -176,11 +171,8 @@ class Normal(LocationScale):
     -0.9189385175704956
     """
 
-    loc: Any
-    scale: Any
-
-    domain: ClassVar = {"loc": REAL, "scale": POSITIVE}
-    raw_size = 2
+    loc: Any = parameter(REAL, FREE)
+    scale: Any = parameter(POSITIVE, SCALE)
 
     def _mean(self) -> Array:
         return self.loc
@@ -208,13 +200,8 @@ class Normal(LocationScale):
         return _normal_score(target - self.loc, self.scale)
 
     @classmethod
-    def _from_raw(cls, *raw: Array) -> Self:
-        loc, scale = raw
-        return cls(loc, positive(scale, SCALE_FLOOR))
-
-    @classmethod
-    def _raw_of(cls, mean: Array, variance: Array) -> tuple[Array, ...]:
-        return mean, raw_of_positive(jnp.sqrt(variance), SCALE_FLOOR)
+    def _of_moments(cls, mean: Array, variance: Array) -> tuple[Array, ...]:
+        return mean, jnp.sqrt(variance)
 
 
 @family
@@ -231,12 +218,9 @@ class StudentT(LocationScale):
     -1.1447298526763916
     """
 
-    df: Any
-    loc: Any
-    scale: Any
-
-    domain: ClassVar = {"df": POSITIVE, "loc": REAL, "scale": POSITIVE}
-    raw_size = 3
+    df: Any = parameter(POSITIVE, DF)
+    loc: Any = parameter(REAL, FREE)
+    scale: Any = parameter(POSITIVE, SCALE)
 
     def _mean(self) -> Array:
         return jnp.where(self.df > 1, self.loc, jnp.nan)
@@ -260,7 +244,7 @@ class StudentT(LocationScale):
         one, two = jax.random.split(key)
         log_precision = log_gamma_ratios(one, 0.5 * self.df)
         normal = self.scale * jax.random.normal(two, self.shape, self.loc.dtype)
-        # Held where the product is finite; in two factors, each of which then is.
+        # The precision is held where the draw is finite, and its root taken in two factors, so that each is finite too.
         most = jnp.log(jnp.finfo(normal.dtype).max) - 1e-3
         deepest = 2 * jnp.minimum(most - jnp.log(jnp.abs(lax.stop_gradient(normal))), 2 * most)
         factor = jnp.exp(-0.25 * jnp.maximum(log_precision, -deepest))
@@ -271,11 +255,5 @@ class StudentT(LocationScale):
         return jnp.where(self.df > 1, _student_score(target - self.loc, self.scale, df), jnp.nan)
 
     @classmethod
-    def _from_raw(cls, *raw: Array) -> Self:
-        df, loc, scale = raw
-        return cls(positive(df, DF_FLOOR), loc, positive(scale, SCALE_FLOOR))
-
-    @classmethod
-    def _raw_of(cls, mean: Array, variance: Array) -> tuple[Array, ...]:
-        df = jnp.full_like(mean, 5.0)
-        return raw_of_positive(df, DF_FLOOR), mean, raw_of_positive(jnp.sqrt(0.6 * variance), SCALE_FLOOR)
+    def _of_moments(cls, mean: Array, variance: Array) -> tuple[Array, ...]:
+        return jnp.full_like(mean, 5.0), mean, jnp.sqrt(0.6 * variance)

@@ -6,7 +6,7 @@ What is not a whole number of at least 0 has probability 0.
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from jax import lax
 from jax.scipy.special import i0e, i1e
 
 from jaxloss.contract import POSITIVE, REAL, Domain
-from jaxloss.likelihood.distribution import Distribution, bounded, family, positive, raw_of_bounded, raw_of_positive
+from jaxloss.likelihood.distribution import Distribution, above, family, parameter, within
 from jaxloss.likelihood.draws import log_gamma_ratios, poisson_counts
 from jaxloss.likelihood.saddle_point import (
     excess,
@@ -30,10 +30,10 @@ __all__ = ["NegativeBinomial", "Poisson"]
 Array = jax.Array
 
 COUNT = Domain("a whole number of at least 0", lambda y: (y >= 0) & (y < math.inf) & (y == y // 1), 1.0)
-LOG_RATE_BOUND = 80.0
-"""How far from 0 a network can take the logarithm of a rate: its exponential is finite in float32."""
-CONCENTRATION_FLOOR = 1e-3
-"""Added to a concentration from a network: below it, all but a thousandth of the counts are 0."""
+LOG_RATE = within(80.0)
+"""The logarithm of a rate from a network: its exponential is finite in float32."""
+CONCENTRATION = above(1e-3)
+"""A concentration from a network: below the floor, all but a thousandth of the counts are 0."""
 
 
 class _Counts(Distribution):
@@ -77,10 +77,7 @@ class Poisson(_Counts):
     [2.0, 1.495923]
     """
 
-    log_rate: Any
-
-    domain: ClassVar = {"log_rate": REAL}
-    raw_size = 1
+    log_rate: Any = parameter(REAL, LOG_RATE)
 
     def _mean(self) -> Array:
         return jnp.exp(self.log_rate)
@@ -101,12 +98,8 @@ class Poisson(_Counts):
         return _poisson_score(target, self.log_rate)
 
     @classmethod
-    def _from_raw(cls, *raw: Array) -> Poisson:
-        return cls(bounded(raw[0], LOG_RATE_BOUND))
-
-    @classmethod
-    def _raw_of(cls, mean: Array, variance: Array) -> tuple[Array, ...]:
-        return (raw_of_bounded(jnp.log(mean), LOG_RATE_BOUND),)
+    def _of_moments(cls, mean: Array, variance: Array) -> tuple[Array, ...]:
+        return (jnp.log(mean),)
 
 
 @family
@@ -123,11 +116,8 @@ class NegativeBinomial(_Counts):
     [-1.3863, -1.0]
     """
 
-    log_rate: Any
-    concentration: Any
-
-    domain: ClassVar = {"log_rate": REAL, "concentration": POSITIVE}
-    raw_size = 2
+    log_rate: Any = parameter(REAL, LOG_RATE)
+    concentration: Any = parameter(POSITIVE, CONCENTRATION)
 
     def _mean(self) -> Array:
         return jnp.exp(self.log_rate)
@@ -147,13 +137,8 @@ class NegativeBinomial(_Counts):
         return poisson_counts(count, self.log_rate, log_gamma_ratios(vary, self.concentration))
 
     @classmethod
-    def _from_raw(cls, *raw: Array) -> NegativeBinomial:
-        return cls(bounded(raw[0], LOG_RATE_BOUND), positive(raw[1], CONCENTRATION_FLOOR))
-
-    @classmethod
-    def _raw_of(cls, mean: Array, variance: Array) -> tuple[Array, ...]:
-        concentration = mean * mean / jnp.maximum(variance - mean, 0.01 * mean)
-        return raw_of_bounded(jnp.log(mean), LOG_RATE_BOUND), raw_of_positive(concentration, CONCENTRATION_FLOOR)
+    def _of_moments(cls, mean: Array, variance: Array) -> tuple[Array, ...]:
+        return jnp.log(mean), mean * mean / jnp.maximum(variance - mean, 0.01 * mean)
 
 
 def _poisson_parts(target: Array, log_rate: Array) -> tuple[Array, Array, Array]:

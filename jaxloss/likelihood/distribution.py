@@ -1,8 +1,9 @@
 """What every family of distributions shares: a prediction with parameters in place of a number.
 
 A family is a frozen dataclass whose fields are arrays, registered as a pytree by `family`: it passes through `jit`,
-`vmap`, `grad` and every loss made by `pointwise` like any prediction. Each field has the shape of the target; the
-class attribute `trailing` names the fields that have more axes, as a mixture's components do.
+`vmap`, `grad` and every loss made by `pointwise` like any prediction. Each field is a `parameter`, which says what
+values it may take, and how it is made of a network's output. It has the shape of the target, and `trailing` axes more
+where it says so, as a mixture's components do.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Self, TypeVar, dataclass_transform
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -30,15 +31,65 @@ from jaxloss.contract import (
     to_dtype,
 )
 from jaxloss.likelihood.constant import best_constant, moments
+from jaxloss.numerics.gamma import log_complement
 from jaxloss.numerics.order import bisect, float_of_rank, rank_of_float
 
-__all__ = ["Distribution", "bounded", "family", "positive", "raw_of_bounded", "raw_of_positive"]
+__all__ = ["FREE", "Distribution", "Link", "above", "family", "parameter", "within"]
 
 Array = jax.Array
 Family = TypeVar("Family", bound=type)
 
 
-@dataclass_transform(frozen_default=True)
+class Link(NamedTuple):
+    """How a parameter is made of a raw number, which may be any, and the way back."""
+
+    of_raw: Callable[[Array], Array]
+    to_raw: Callable[[Array], Array]
+
+
+FREE = Link(lambda raw: raw, lambda value: value)
+"""The parameter is the raw number itself."""
+
+
+def above(floor: float) -> Link:
+    """softplus(raw) + floor, which is linear far out; the way back takes the floor for a value a little above it."""
+
+    def to_raw(value: Array) -> Array:
+        excess = jnp.maximum(value - floor, 1e-3 * floor)
+        return excess + log_complement(-excess)
+
+    return Link(lambda raw: jax.nn.softplus(raw) + floor, to_raw)
+
+
+def within(bound: float) -> Link:
+    """bound·tanh(raw/bound), ≈ raw well inside ±bound; the way back takes a value past a bound for one just inside."""
+    return Link(
+        lambda raw: bound * jnp.tanh(raw / bound),
+        lambda value: bound * jnp.arctanh(jnp.clip(value / bound, -0.99, 0.99)),
+    )
+
+
+def parameter(domain: Domain | None = REAL, link: Link | None = None, trailing: int = 0) -> Any:
+    """Declare a field of a family.
+
+    domain: the values it may take; None for any, and for a field that is itself a distribution.
+    link: how `from_raw` makes it of a network's output; None where the family does that by itself.
+    trailing: how many axes it has beyond those of the target.
+    """
+    return dataclasses.field(metadata={"domain": domain, "link": link, "trailing": trailing})
+
+
+def _declared(fields: tuple[dataclasses.Field, ...]) -> dict[str, Any]:
+    """What the fields of a family declare, by the class attribute that holds it."""
+    found: dict[str, Any] = {
+        what: {field.name: field.metadata[what] for field in fields if field.metadata.get(what)}
+        for what in ("domain", "link", "trailing")
+    }
+    found["raw_size"] = len(found["link"])
+    return {what: value for what, value in found.items() if value}
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(parameter,))
 def family(cls: Family) -> Family:
     """Make the class a frozen dataclass and a pytree of its fields.
 
@@ -46,6 +97,8 @@ def family(cls: Family) -> Family:
     """
     cls = dataclasses.dataclass(frozen=True)(cls)
     names = tuple(field.name for field in dataclasses.fields(cls))
+    for attribute, value in _declared(dataclasses.fields(cls)).items():
+        setattr(cls, attribute, value)
 
     def unflatten(_: Any, children: Any) -> Any:
         made = object.__new__(cls)
@@ -75,14 +128,16 @@ class Distribution(Prediction):
     """The values the target may take; elsewhere the density is 0."""
     domain: ClassVar[Mapping[str, Domain]] = {}
     """The values each parameter may take."""
+    link: ClassVar[Mapping[str, Link]] = {}
+    """How each parameter is made of a raw number; none where the family has a `from_raw` of its own."""
+    raw_size: ClassVar[int] = 0
+    """How many numbers `from_raw` takes for one element, if always as many."""
     trailing: ClassVar[Mapping[str, int]] = {}
     """How many axes beyond the target's each parameter has; 0 where not named."""
     event_ndim: ClassVar[int] = 0
     """1 for a distribution of vectors: the target's last axis is then one value."""
     discrete: ClassVar[bool] = False
     """Whether values are whole numbers, and densities probabilities."""
-    raw_size: ClassVar[int] = 0
-    """How many numbers `from_raw` takes for one element."""
 
     def __post_init__(self) -> None:
         check_settings(type(self).__name__, vars(self), vars(self), self.domain)
@@ -134,9 +189,16 @@ class Distribution(Prediction):
     @classmethod
     def from_raw(cls, raw: Any) -> Self:
         """Valid parameters from unconstrained numbers, such as a network's outputs: the last axis, of `raw_size`."""
-        cls._check_raw(raw, cls.raw_size)
+        size = cls.raw_size
+        if size == 0:
+            raise TypeError(f"{cls.__name__}.from_raw: not offered")
+        if jnp.ndim(raw) == 0 or jnp.shape(raw)[-1] != size:
+            raise ShapeError(
+                f"{cls.__name__}.from_raw: raw has shape {jnp.shape(raw)}; its last axis must be {size}, "
+                f"one entry to a parameter: give the network {size} outputs per target"
+            )
         raw = jnp.asarray(raw)
-        return cls._from_raw(*(raw[..., index] for index in range(cls.raw_size)))
+        return cls(*(link.of_raw(raw[..., index]) for index, link in enumerate(cls.link.values())))
 
     @classmethod
     def initial_bias(cls, target: Any, weights: Any = None) -> Array:
@@ -178,20 +240,21 @@ class Distribution(Prediction):
         raise self._without("affine", ": shift + scale·Y has a distribution of another family")
 
     @classmethod
-    def _from_raw(cls, *raw: Array) -> Self:
-        raise TypeError(f"{cls.__name__}.from_raw: not offered")
-
-    @classmethod
-    def _raw_of(cls, mean: Array, variance: Array) -> tuple[Array, ...]:
-        """Raw numbers of about the distribution with these moments."""
+    def _of_moments(cls, mean: Array, variance: Array) -> tuple[Array, ...]:
+        """The parameters of about the distribution with these moments."""
         raise TypeError(f"{cls.__name__}.initial_bias: not offered")
 
     @classmethod
     def _start(cls, column: Array, weights: Array) -> Array:
         """Raw numbers from which to look for the likeliest constant."""
-        return jnp.stack(cls._raw_of(*moments(column, weights)))
+        return cls._to_raw(*cls._of_moments(*moments(column, weights)))
 
     # Help for the above.
+
+    @classmethod
+    def _to_raw(cls, *parameters: Array) -> Array:
+        """The raw numbers of which `from_raw` makes these parameters, along the last axis."""
+        return jnp.stack([link.to_raw(value) for link, value in zip(cls.link.values(), parameters, strict=True)], -1)
 
     @classmethod
     def _initial_bias(cls, target: Any, weights: Any, support: Domain, make: Callable, start: Callable) -> Array:
@@ -238,40 +301,11 @@ class Distribution(Prediction):
         loss_shape(name, self, value, self.event_ndim)  # a value outside the support has density 0: it is no error
         return _compiled(method, self._computing(), jnp.asarray(to_dtype(value, computing_dtype(name, self))))
 
-    @classmethod
-    def _check_raw(cls, raw: Any, size: int) -> None:
-        if jnp.ndim(raw) == 0 or jnp.shape(raw)[-1] != size:
-            raise ShapeError(
-                f"{cls.__name__}.from_raw: raw has shape {jnp.shape(raw)}; its last axis must be {size}, "
-                f"one entry to a parameter: give the network {size} outputs per target"
-            )
-
 
 @functools.partial(jax.jit, static_argnums=0)
 def _compiled(method: Callable, dist: Distribution, value: Array) -> Array:
     """As one program: operation by operation, the first call of a method with long series takes seconds."""
     return method(dist, value)
-
-
-def positive(raw: Array, floor: float) -> Array:
-    """softplus(raw) + floor: above the floor, linear far out."""
-    return jax.nn.softplus(raw) + floor
-
-
-def raw_of_positive(value: Array, floor: float) -> Array:
-    """The inverse of `positive`; of a value at or below the floor, of one a little above."""
-    above = jnp.maximum(value - floor, 1e-3 * floor)
-    return above + jnp.log(-jnp.expm1(-above))
-
-
-def bounded(raw: Array, bound: float) -> Array:
-    """bound·tanh(raw/bound): ≈ raw well inside ±bound, so that its exponential stays finite."""
-    return bound * jnp.tanh(raw / bound)
-
-
-def raw_of_bounded(value: Array, bound: float) -> Array:
-    """The inverse of `bounded`; of a value past the bound, of one just inside."""
-    return bound * jnp.arctanh(jnp.clip(value / bound, -0.99, 0.99))
 
 
 def solve_quantile(dist: Distribution, level: Array) -> Array:

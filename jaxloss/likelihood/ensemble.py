@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 
 from jaxloss.contract import ShapeError, shown
-from jaxloss.likelihood.distribution import Distribution, family
+from jaxloss.likelihood.distribution import Distribution, family, parameter
 from jaxloss.likelihood.joint import Mixture
 from jaxloss.numerics import kink
 
-__all__ = ["Ensemble", "distance", "ensemble_predict"]
+__all__ = ["Ensemble", "ensemble_predict"]
 
 Array = jax.Array
 
@@ -30,9 +30,7 @@ class Ensemble(Distribution):
     ([2.0, 12.0], [2.0, 8.0])
     """
 
-    values: Any
-
-    trailing: ClassVar = {"values": 1}
+    values: Any = parameter(None, trailing=1)
 
     @classmethod
     def of(cls, samples: Any) -> Self:
@@ -67,13 +65,6 @@ class Ensemble(Distribution):
     def _affine(self, shift: Any, scale: Any) -> Self:
         shift, scale = (value if jnp.ndim(value) == 0 else jnp.asarray(value)[..., None] for value in (shift, scale))
         return type(self)(shift + scale * self.values)
-
-
-def distance(difference: Array) -> Array:
-    """The Euclidean length of a vector, with slope 0 at 0; no overflow or underflow of squares."""
-    size = jax.lax.stop_gradient(jnp.max(jnp.abs(difference)))
-    unit = jnp.where(size > 0, size, 1)
-    return unit * kink.root(jnp.sum(jnp.square(difference / unit)))
 
 
 def ensemble_predict(apply: Callable, params: Any, x: Any) -> Distribution:

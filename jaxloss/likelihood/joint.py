@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +13,10 @@ from jax import lax
 from jax.scipy.special import erf
 
 from jaxloss.contract import REAL, Domain, ShapeError, check_settings
-from jaxloss.likelihood.constant import moments, quantiles
-from jaxloss.likelihood.continuous import SCALE_FLOOR, Normal, homogeneous
-from jaxloss.likelihood.distribution import Distribution, family, positive, raw_of_positive
+from jaxloss.likelihood.constant import moments
+from jaxloss.likelihood.continuous import SCALE, Normal, homogeneous
+from jaxloss.likelihood.distribution import Distribution, family, parameter
+from jaxloss.numerics.order import quantiles
 
 __all__ = ["Mixture", "MultivariateNormal"]
 
@@ -55,11 +56,8 @@ class Mixture(Distribution):
     1.612086
     """
 
-    logits: Any
-    components: Any
-
-    domain: ClassVar = {"logits": REAL}
-    trailing: ClassVar = {"logits": 1, "components": 1}
+    logits: Any = parameter(REAL, trailing=1)
+    components: Any = parameter(None, trailing=1)
 
     def __post_init__(self) -> None:
         check_settings("Mixture", {"logits": self.logits}, vars(self), self.domain)
@@ -163,8 +161,8 @@ class Mixture(Distribution):
         def start(column: Array, each: Array) -> Array:
             middle = quantiles(column, each, (jnp.arange(components) + 0.5).astype(column.dtype) / components)
             _, variance = moments(column, each)
-            own = family._raw_of(middle, jnp.broadcast_to(variance / components**2, middle.shape))
-            return jnp.stack([jnp.zeros_like(middle), *own], -1).ravel()
+            own = family._to_raw(*family._of_moments(middle, jnp.full_like(middle, variance / components**2)))
+            return jnp.concatenate([jnp.zeros_like(middle)[:, None], own], -1).ravel()
 
         make = partial(cls.from_raw, family=family)
         return cls._initial_bias(target, weights, family.support, make, start)
@@ -192,11 +190,9 @@ class MultivariateNormal(Distribution):
     (1,)
     """
 
-    loc: Any
-    scale_tril: Any
+    loc: Any = parameter(REAL)
+    scale_tril: Any = parameter(FACTOR, trailing=1)
 
-    domain: ClassVar = {"loc": REAL, "scale_tril": FACTOR}
-    trailing: ClassVar = {"scale_tril": 1}
     event_ndim = 1
 
     def __post_init__(self) -> None:
@@ -257,7 +253,7 @@ class MultivariateNormal(Distribution):
         loc, diagonal, below = jnp.split(raw, (d, 2 * d), -1)
         rows, columns = np.tril_indices(d, -1)
         factor = jnp.zeros((*raw.shape[:-1], d, d), raw.dtype)
-        factor = factor.at[..., np.arange(d), np.arange(d)].set(positive(diagonal, SCALE_FLOOR))
+        factor = factor.at[..., np.arange(d), np.arange(d)].set(SCALE.of_raw(diagonal))
         return cls(loc, factor.at[..., rows, columns].set(below))
 
     @classmethod
@@ -268,4 +264,4 @@ class MultivariateNormal(Distribution):
         covariance = jnp.matmul(deviation.T, deviation, precision="highest")
         factor = jnp.linalg.cholesky(covariance + 1e-6 * jnp.diag(variance))
         below = factor[np.tril_indices(len(mean), -1)]
-        return jnp.concatenate([mean, raw_of_positive(jnp.diagonal(factor), SCALE_FLOOR), below])
+        return jnp.concatenate([mean, SCALE.to_raw(jnp.diagonal(factor)), below])

@@ -14,8 +14,8 @@ import numpy as np
 from jax.scipy.special import erf, ndtr
 
 from jaxloss.contract import POSITIVE, REAL, is_host_value
-from jaxloss.likelihood.continuous import SCALE_FLOOR
-from jaxloss.likelihood.distribution import Distribution, bounded, family, positive, raw_of_bounded, raw_of_positive
+from jaxloss.likelihood.continuous import SCALE
+from jaxloss.likelihood.distribution import Distribution, above, family, parameter, within
 from jaxloss.likelihood.draws import exp_of_sum, log_gamma_ratios
 from jaxloss.likelihood.tails import gamma_log_density, gamma_tails, hold_shape
 from jaxloss.numerics.gamma import (
@@ -33,11 +33,11 @@ __all__ = ["Gamma", "LogNormal"]
 
 Array = jax.Array
 
-LOG_BOUND = 40.0
-"""Bound of a logarithm from a network, near 1e17: ratios to the target then are finite in float32."""
+LOGARITHM = within(40.0)
+"""A logarithm from a network, of a number up to about 1e17: ratios to the target then are finite in float32."""
 
-CONCENTRATION_FLOOR = 1e-3
-"""Added to a concentration from a network: below it most draws are less than the least float."""
+CONCENTRATION = above(1e-3)
+"""A concentration from a network: below the floor most draws are less than the least float."""
 
 
 class Positive(Distribution):
@@ -63,7 +63,7 @@ class Positive(Distribution):
         middle = jnp.exp(jnp.clip(jax.tree.leaves(self)[0], -80, 80))
         return jnp.where(target <= 0, jax.lax.stop_gradient(middle), target)
 
-    def _without_shift(self, shift: Any) -> None:
+    def _refuse_shift(self, shift: Any) -> None:
         if not is_host_value(shift) or np.any(np.asarray(shift) != 0):
             name = type(self).__name__
             raise ValueError(f"{name}.affine: shift must be the number 0, for a shifted {name} is of another family")
@@ -122,11 +122,8 @@ class LogNormal(Positive):
     -0.9189385175704956
     """
 
-    loc: Any
-    scale: Any
-
-    domain: ClassVar = {"loc": REAL, "scale": POSITIVE}
-    raw_size = 2
+    loc: Any = parameter(REAL, LOGARITHM)
+    scale: Any = parameter(POSITIVE, SCALE)
 
     def _standard(self, target: Array) -> Array:
         return ratio(log_difference(target, self.loc), self.scale)
@@ -159,19 +156,13 @@ class LogNormal(Positive):
         return _log_normal_score(target, self.loc, self.scale)
 
     def _affine(self, shift: Any, scale: Any) -> Self:
-        self._without_shift(shift)
+        self._refuse_shift(shift)
         return type(self)(self.loc + jnp.log(scale), self.scale)
 
     @classmethod
-    def _from_raw(cls, *raw: Array) -> Self:
-        loc, scale = raw
-        return cls(bounded(loc, LOG_BOUND), positive(scale, SCALE_FLOOR))
-
-    @classmethod
-    def _raw_of(cls, mean: Array, variance: Array) -> tuple[Array, ...]:
+    def _of_moments(cls, mean: Array, variance: Array) -> tuple[Array, ...]:
         square = jnp.log1p(variance / mean / mean)
-        loc = jnp.log(mean) - 0.5 * square
-        return raw_of_bounded(loc, LOG_BOUND), raw_of_positive(jnp.sqrt(square), SCALE_FLOOR)
+        return jnp.log(mean) - 0.5 * square, jnp.sqrt(square)
 
 
 def _log_ratio(target: Array, log_mean: Array) -> Array:
@@ -234,11 +225,8 @@ class Gamma(Positive):
     -1.0
     """
 
-    log_mean: Any
-    concentration: Any
-
-    domain: ClassVar = {"log_mean": REAL, "concentration": POSITIVE}
-    raw_size = 2
+    log_mean: Any = parameter(REAL, LOGARITHM)
+    concentration: Any = parameter(POSITIVE, CONCENTRATION)
 
     def _mean(self) -> Array:
         return jnp.exp(self.log_mean)
@@ -262,15 +250,9 @@ class Gamma(Positive):
         return _gamma_score(target, self.log_mean, hold_shape(self.concentration))
 
     def _affine(self, shift: Any, scale: Any) -> Self:
-        self._without_shift(shift)
+        self._refuse_shift(shift)
         return type(self)(self.log_mean + jnp.log(scale), self.concentration)
 
     @classmethod
-    def _from_raw(cls, *raw: Array) -> Self:
-        log_mean, concentration = raw
-        return cls(bounded(log_mean, LOG_BOUND), positive(concentration, CONCENTRATION_FLOOR))
-
-    @classmethod
-    def _raw_of(cls, mean: Array, variance: Array) -> tuple[Array, ...]:
-        concentration = mean / variance * mean
-        return raw_of_bounded(jnp.log(mean), LOG_BOUND), raw_of_positive(concentration, CONCENTRATION_FLOOR)
+    def _of_moments(cls, mean: Array, variance: Array) -> tuple[Array, ...]:
+        return jnp.log(mean), mean / variance * mean

@@ -189,7 +189,7 @@ def negative_binomial_log_mass(count: Array, log_rate: Array, concentration: Arr
 
 
 def _beta_fall(step: Array, after: Array, log_rate: Array, concentration: Array) -> Array:
-    """What the integrand of a tail has fallen to, as a logarithm, a step into the tail: of two unit deviances."""
+    """By how much the logarithm of a tail's integrand has fallen, a step into the tail: a sum of two unit deviances."""
     step = jnp.where(log_difference(after, log_rate) <= 0, -step, step)
     own, rate = spread_deviance(after, concentration, step), jnp.exp(log_rate)
     ahead = concentration / (concentration + after) * (excess(after, log_rate) / (concentration + rate))
@@ -239,8 +239,10 @@ def negative_binomial_tails(count: Array, log_rate: Array, concentration: Array)
 
 
 def _reach(fall: Callable[[Array], Array], like: Array) -> Array:
-    """Where a convex function from 0 has risen so far that its exponential no longer counts, to 1 %, by bisection."""
+    """The step at which exp(−fall) is below the type's precision, to 1 %, for a convex fall that is 0 at the start."""
     info = jnp.finfo(like.dtype)
+    # e⁻¹⁸ and e⁻⁴⁰ are below the precision. The bisection is over logarithms of steps, from near the least float up to
+    # where the square of a step is still a float.
     enough, least, most = (18.0, -84.0, 44.0) if info.bits <= 32 else (40.0, -700.0, 350.0)
 
     def halve(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:

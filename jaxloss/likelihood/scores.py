@@ -16,8 +16,9 @@ from jax import lax
 from jaxloss.contract import NONNEGATIVE, Domain
 from jaxloss.lift import pointwise
 from jaxloss.likelihood.distribution import Distribution
-from jaxloss.likelihood.ensemble import Ensemble, distance
-from jaxloss.numerics.gamma import log, log_difference
+from jaxloss.likelihood.ensemble import Ensemble
+from jaxloss.numerics import kink
+from jaxloss.numerics.gamma import log, log_complement, log_difference
 
 __all__ = ["beta_nll", "censored_nll", "crps", "energy_score", "nll"]
 
@@ -67,13 +68,6 @@ def crps(pred: Distribution, target: Array) -> Array:
     return pred._crps(target)
 
 
-def _log_one_minus_exp(x: Array) -> Array:
-    """log(1 − eˣ) for x ≤ 0."""
-    small = x > -math.log(2)
-    near, far = jnp.where(small, x, -1), jnp.where(small, -1, x)
-    return jnp.where(small, jnp.log(-jnp.expm1(near)), jnp.log1p(-jnp.exp(far)))
-
-
 @pointwise(domain={"censoring": CENSORING, "upper": UPPER})
 def censored_nll(
     pred: Distribution, target: Array, *, censoring: Array | float, upper: Array | float = math.inf
@@ -102,7 +96,7 @@ def censored_nll(
     dense = observed | narrow
     dense_pred, start = pred._where(dense), jnp.where(dense, target, pred.support.inside)
     exact = dense_pred._log_prob(start)
-    between = most + _log_one_minus_exp(jnp.where(narrow, -1, ratio))
+    between = most + log_complement(jnp.where(narrow, -1, ratio))
     if not pred.discrete:
         between = jnp.where(narrow, _log_mass_of_narrow(dense_pred, exact, narrow, start, jnp.asarray(upper)), between)
     return -jnp.where(observed, exact, jnp.where(left, below, jnp.where(bounded, between, above)))
@@ -134,8 +128,8 @@ def _log_mass_of_narrow(pred: Distribution, at_low: Array, narrow: Array, low: A
 
 @pointwise(event_ndim=1)
 def _energy(pred: Ensemble, target: Array) -> Array:
-    errors = jax.vmap(lambda draw: distance(draw - target), -1)(pred.values)
-    pairs = jax.vmap(lambda one: jax.vmap(lambda other: distance(one - other), -1)(pred.values), -1)(pred.values)
+    errors = jax.vmap(lambda draw: kink.norm(draw - target), -1)(pred.values)
+    pairs = jax.vmap(lambda one: jax.vmap(lambda other: kink.norm(one - other), -1)(pred.values), -1)(pred.values)
     count = pred.values.shape[-1]
     return errors.mean() - 0.5 * pairs.sum() / (count * (count - 1))
 

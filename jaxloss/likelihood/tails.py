@@ -38,7 +38,7 @@ Array = jax.Array
 
 
 def _settings(dtype: jnp.dtype) -> tuple[int, float]:
-    """How many nodes, and at which fall the integrand is nothing, in the type's precision."""
+    """The number of nodes that the type needs, and the fall past which exp(−fall) is below its precision."""
     return (28, 18.0) if jnp.finfo(dtype).bits <= 32 else (64, 40.0)
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from jaxloss.numerics.partials import with_partials
 
-__all__ = ["absolute", "positive_part", "root"]
+__all__ = ["absolute", "norm", "positive_part", "root"]
 
 
 absolute = with_partials(jnp.abs, jnp.sign)
@@ -29,3 +29,10 @@ def _root_slope(x: jax.Array) -> jax.Array:
 
 root = with_partials(jnp.sqrt, _root_slope)
 root.__doc__ = "√x for x ≥ 0, with slope 1/(2√x), and 0 at x = 0, where the textbook slope is infinite."
+
+
+def norm(vector: jax.Array) -> jax.Array:
+    """The Euclidean length of a vector, with slope 0 at 0; no overflow or underflow of squares."""
+    size = jax.lax.stop_gradient(jnp.max(jnp.abs(vector)))
+    unit = jnp.where(size > 0, size, 1)
+    return unit * root(jnp.sum(jnp.square(vector / unit)))

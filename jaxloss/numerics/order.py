@@ -16,6 +16,7 @@ __all__ = [
     "median_places",
     "place_of_mass",
     "power_of_two",
+    "quantiles",
     "rank_of_float",
     "smallest",
 ]
@@ -56,6 +57,13 @@ def bisect(holds: Callable[[Array], Array], low: Array, high: Array, steps: int 
         return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
 
     return lax.fori_loop(0, steps or jnp.iinfo(high.dtype).bits, halve, (low, high))
+
+
+def quantiles(values: Array, weights: Array, levels: Array) -> Array:
+    """The weighted quantiles of a vector: the least entries that hold a share of at least `levels` up to them."""
+    order = jnp.argsort(values)
+    place = jnp.searchsorted(jnp.cumsum(weights[order]), levels * weights.sum())
+    return values[order][jnp.minimum(place, len(values) - 1)]
 
 
 def median_places(sizes: Array, weights: Array) -> tuple[Array, Array]:

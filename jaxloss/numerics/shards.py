@@ -1,4 +1,4 @@
-"""The parts of a mesh axis, side by side on every shard."""
+"""Gathers what each shard of a mesh axis holds, so that every shard has all of it."""
 
 from __future__ import annotations
 

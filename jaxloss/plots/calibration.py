@@ -35,7 +35,7 @@ LEVELS = tuple(round(0.02 * step - 0.01, 2) for step in range(1, 51))
 """0.01, 0.03, …, 0.99: the levels of a reliability curve."""
 
 INTERVALS = 150
-"""Intervals in one picture at most: more than that are not told apart."""
+"""The most intervals that one picture shows: more could not be told apart."""
 
 
 def reliability(

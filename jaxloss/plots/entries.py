@@ -26,10 +26,10 @@ __all__ = [
 Array = np.ndarray
 
 POINTS = 20_000
-"""Points of a scatter at most."""
+"""The most points that a scatter shows, beside the worst."""
 
 WORST = 20
-"""Of the largest errors, how many are drawn whatever the sample."""
+"""How many of the largest errors a scatter shows in any case."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def present_entries(name: str, shape: tuple[int, ...], weights: Any, where: Any)
 
 def quantiles(values: Array, levels: Any, weights: Array) -> Array:
     """The least values with the given shares of the weight at or below them."""
-    unequal = None if np.all(weights == weights[:1]) else weights  # by which quantiles take a sort
+    unequal = None if np.all(weights == weights[:1]) else weights  # with weights NumPy sorts, which takes longer
     return np.quantile(values, levels, weights=unequal, method="inverted_cdf")
 
 

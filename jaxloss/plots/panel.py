@@ -17,7 +17,7 @@ from jaxloss.plots.entries import Entries, entries_of
 __all__ = ["residual_panel"]
 
 OUTPUTS = 6
-"""Outputs in one figure at most."""
+"""The most outputs that one figure shows."""
 
 
 def residual_panel(

@@ -20,9 +20,10 @@ from jax.tree_util import Partial
 
 __all__ = [
     "ABOVE_MINUS_ONE", "NONNEGATIVE", "OPEN_UNIT", "POSITIVE", "REAL", "Domain", "Lifted", "PointwiseLoss",
-    "Prediction", "ShapeError", "as_pytree", "check_loss", "check_number", "check_settings", "check_support",
-    "check_where", "computing_dtype", "dtype_of", "event_rank", "is_host_value", "loss_name", "loss_shape",
-    "prepare", "require_broadcastable", "require_function", "require_settings", "shown", "to_dtype", "unbound",
+    "Prediction", "ShapeError", "as_pytree", "check_inputs", "check_loss", "check_number", "check_settings",
+    "check_support", "check_where", "computing_dtype", "dtype_of", "event_rank", "is_host_value", "loss_name",
+    "loss_shape", "prepare", "require_broadcastable", "require_function", "require_settings", "shown",
+    "to_dtype", "unbound",
 ]  # fmt: skip
 
 Shape = tuple[int, ...]
@@ -229,8 +230,16 @@ def _fits(own: Shape, shape: Shape) -> bool:
     return all(size in (1, full) for size, full in zip(own, shape, strict=True))
 
 
-def prepare(name: str, pred: Any, target: Any, weights: Any, where: Any, event_ndim: int = 0) -> tuple[Any, Any, Shape]:
+def prepare(name: str, pred: Any, target: Any, weights: Any, where: Any) -> tuple[Any, Any, Shape]:
     """Check what losses and metrics share; tell target and weights in the computing type, and the shape."""
+    dtype, weights, shape = check_inputs(name, pred, target, weights, where)
+    return to_dtype(target, dtype), weights, shape
+
+
+def check_inputs(
+    name: str, pred: Any, target: Any, weights: Any, where: Any, event_ndim: int = 0
+) -> tuple[Any, Any, Shape]:
+    """Check what losses and metrics share; tell the computing type, the weights in it, and the shape."""
     dtype = computing_dtype(name, pred)
     shape = loss_shape(name, pred, target, event_ndim)
     if weights is not None:
@@ -242,7 +251,7 @@ def prepare(name: str, pred: Any, target: Any, weights: Any, where: Any, event_n
         require_broadcastable(name, "where", where, shape)
     if isinstance(pred, Prediction) and pred.support is not None:
         check_support(name, target, where, pred.support)
-    return to_dtype(target, dtype), weights, shape
+    return dtype, weights, shape
 
 
 def check_where(name: str, where: Any) -> None:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-__all__ = ["derivatives", "irls_weight_of"]
+__all__ = ["derivatives", "irls_weight_of", "widen"]
 
 
 def derivatives(
@@ -29,18 +29,25 @@ def derivatives(
     """
 
     def plain(closed_form: Callable) -> Callable:
-        return lambda pred, target, settings: closed_form(pred, target, **settings)
+        return lambda pred, target, settings: closed_form(*widen(pred, target), **settings)
 
     def second(pred, target, settings):
         return jax.jvp(lambda p: first(p, target, settings), (pred,), (jnp.ones_like(pred),))[1]
 
     value = plain(function)
-    first = jax.grad(value) if slope is None else plain(slope)
+    automatic = jax.grad(value)
+    first = plain(slope or (lambda pred, target, **settings: automatic(pred, target, settings)))
     if curvature is not None:
         first = _with_derivatives(first, plain(curvature), {}, residual)
     if slope is not None or partials:
         value = _with_derivatives(value, first, {name: plain(form) for name, form in partials.items()}, residual)
     return value, first, second
+
+
+def widen(pred: Any, target: Any) -> tuple[Any, Any]:
+    """Prediction and target in the computing type: the prediction's, but at least float32."""
+    dtype = jnp.promote_types(jnp.result_type(*jax.tree.leaves(pred)), jnp.float32)
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), (pred, target))
 
 
 def _with_derivatives(
@@ -57,13 +64,14 @@ def _with_derivatives(
         pred, target, settings = primals
         slopes = _apart(derivative, *primals)
         dots = jax.tree.leaves(tangents[0], is_leaf=_is_zero)
-        terms = [jnp.sum(s * dot) for s, dot in zip(jax.tree.leaves(slopes), dots, strict=True) if not _is_zero(dot)]
+        pairs = zip(jax.tree.leaves(slopes), dots, strict=True)
+        terms = [jnp.sum(_times(s, dot)) for s, dot in pairs if not _is_zero(dot)]
         rest = {"target": target, **settings}
         live = {name: dot for name, dot in {"target": tangents[1], **tangents[2]}.items() if not _is_zero(dot)}
         for name in partials.keys() & live.keys():
-            terms.append(partials[name](*primals) * live.pop(name))
+            terms.append(_times(partials[name](*primals), live.pop(name)))
         if residual and "target" in live:
-            terms.append(-slopes * live.pop("target"))
+            terms.append(_times(-slopes, live.pop("target")))
         if live:
 
             def of_live(some):
@@ -81,12 +89,18 @@ def _is_zero(tangent: Any) -> bool:
     return isinstance(tangent, SymbolicZero)
 
 
+def _times(derivative: jax.Array, tangent: jax.Array) -> jax.Array:
+    """The product in the computing type, which is wider than the tangent of a prediction in half precision."""
+    return derivative * tangent.astype(derivative.dtype)
+
+
 def _apart(derivative: Callable, pred: Any, target: Any, settings: Any) -> Any:
     """The derivative, behind a wall for XLA's optimizer on the CPU.
 
     What value and slope share (the residual, a broadcast setting, a broadcast constant), XLA would compute once
     and store, each as large as the prediction: up to ten times slower than computing it twice. The barrier keeps the
-    arguments apart, the extra axis of size 1 the constants.
+    arguments apart, the extra axis of size 1 the constants. In half precision the arguments come as they were given,
+    and the derivative widens them: else XLA would store them once more in float32.
     """
 
     def walled(pred: Any, target: Any, settings: Any) -> Any:

@@ -20,16 +20,17 @@ from jaxloss.contract import (
     Domain,
     Lifted,
     PointwiseLoss,
+    check_inputs,
     check_settings,
     event_rank,
+    is_host_value,
     loss_name,
-    prepare,
     require_broadcastable,
     require_settings,
     to_dtype,
     unbound,
 )
-from jaxloss.derivatives import derivatives, irls_weight_of
+from jaxloss.derivatives import derivatives, irls_weight_of, widen
 from jaxloss.reduce import Axis, check_reduction, hide, reduce_losses
 
 __all__ = ["Loss", "Traits", "curvature", "irls_weight", "pointwise", "slope", "traits"]
@@ -142,18 +143,25 @@ def pointwise(
             losses = _elementwise(value, event_ndim, domain)
 
             def reduced(pred, target, settings, weights, where, *, axes, reduction):
-                return reduce_losses(losses(pred, target, settings, where), weights, where, axes, reduction)
+                half = any(leaf.dtype.itemsize < 4 for leaf in jax.tree.leaves(pred))
+                return reduce_losses(losses(pred, target, settings, where), weights, where, axes, reduction, half=half)
 
             return jax.jit(reduced, static_argnames=("axes", "reduction"))
         scalar = {"slope": first, "curvature": second, "irls_weight": irls_weight_of(first, second)}[kind]
-        return jax.jit(_elementwise(scalar, event_ndim, domain))
+
+        def wide(pred, target, settings):
+            return scalar(*widen(pred, target), settings)
+
+        return jax.jit(_elementwise(wide, event_ndim, domain))
 
     lifted = Lifted(name, event_ndim, defaults, domain, known, compiled)
 
     @functools.wraps(function)
     def loss(pred, target, *, weights=None, where=None, axis=None, reduction="mean", **settings):
-        target, weights, shape = prepare(name, pred, target, weights, where, event_ndim)
-        settings = _prepare_settings(lifted, settings, shape, target.dtype)
+        dtype, weights, shape = check_inputs(name, pred, target, weights, where, event_ndim)
+        settings = _prepare_settings(lifted, settings, shape, dtype)
+        if is_host_value(target):
+            target = to_dtype(target, dtype)
         axes = check_reduction(name, reduction, axis, len(shape))
         return compiled("loss")(pred, target, settings, weights, where, axes=axes, reduction=reduction)
 
@@ -176,10 +184,10 @@ def _prepare_settings(lifted: Lifted, settings: dict[str, Any], shape: tuple[int
 
 
 def _elementwise(function: Callable, event_ndim: int, domain: Mapping[str, Domain]) -> Callable:
-    """Map the scalar function over every axis of the losses; inputs are cast and masked before it sees them."""
+    """Map the scalar function, which casts its inputs, over every axis of the losses; they are masked before."""
 
     def losses(pred, target, settings, where=None):
-        pred = jax.tree.map(lambda leaf: jnp.asarray(leaf).astype(target.dtype), pred)
+        pred, target = jax.tree.map(jnp.asarray, (pred, target))
         shape = target.shape[: target.ndim - event_rank(event_ndim, pred)]
         if where is not None:
             pred, target = jax.tree.map(lambda leaf: hide(leaf, where, 1.0), (pred, target))
@@ -249,8 +257,9 @@ def _lift_derivative(loss: Loss, kind: str) -> Callable[..., Any]:
     def derivative(pred: Any, target: Any, **settings: Any) -> Any:
         if kind != "slope" and not jax.tree_util.all_leaves([pred]):
             raise TypeError(f"{name}: only where the prediction is one array, got {type(pred).__name__}")
-        target, _, shape = prepare(name, pred, target, None, None, lifted.event_ndim)
-        return compiled(pred, target, _prepare_settings(lifted, {**bound, **settings}, shape, target.dtype))
+        dtype, _, shape = check_inputs(name, pred, target, None, None, lifted.event_ndim)
+        settings = _prepare_settings(lifted, {**bound, **settings}, shape, dtype)
+        return compiled(pred, to_dtype(target, dtype), settings)
 
     derivative.__name__ = derivative.__qualname__ = name
     derivative.__doc__ = f"The {kind} of {lifted.name}, elementwise."

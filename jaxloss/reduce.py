@@ -13,6 +13,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 
 from jaxloss.contract import PointwiseLoss, event_rank, loss_name, require_function, shown, unbound
 
@@ -20,6 +22,9 @@ __all__ = [
     "Axis", "LossSum", "check_reduction", "divide", "hide", "loss_rank", "loss_sum", "observed", "reduce_losses",
     "total_weight",
 ]  # fmt: skip
+
+WINDOW, MANY = 32, 2**15
+"""How many losses XLA adds up in one compiled loop, and from how many on it leaves a sum to a library."""
 
 REDUCTIONS = ("mean", "weighted_mean", "sum", "none")
 
@@ -108,18 +113,55 @@ def check_reduction(name: str, reduction: Any, axis: Any, ndim: int) -> tuple[in
     return positive
 
 
-def reduce_losses(losses: jax.Array, weights: Any, where: Any, axes: tuple[int, ...], reduction: str) -> jax.Array:
-    """Σwℓ/N, Σwℓ/Σw, Σwℓ over the axes, or wℓ; masked elements count for nothing."""
+def reduce_losses(
+    losses: jax.Array, weights: Any, where: Any, axes: tuple[int, ...], reduction: str, *, half: bool = False
+) -> jax.Array:
+    """Σwℓ/N, Σwℓ/Σw, Σwℓ over the axes, or wℓ; masked elements count for nothing.
+
+    half: whether the losses were computed from half precision.
+    """
     if where is not None:
         losses = hide(losses, where, 0.0)
     if weights is not None:
         losses = losses * (weights if where is None else _hidden_weights(weights, where, losses))
     if reduction == "none":
         return losses
-    total = losses.sum(axes)
+    total = _sum_of_half(losses) if half and len(axes) == losses.ndim else losses.sum(axes)
     if reduction == "sum":
         return total
     return divide(total, total_weight(losses.shape, losses.dtype, weights, where, axes, reduction))
+
+
+@jax.custom_jvp
+def _sum_of_half(losses: jax.Array) -> jax.Array:
+    """Σℓ, without an array of what half precision becomes in float32.
+
+    XLA on a CPU gives a sum and what leads to it to a library, but for the conversion from float16: that it stores.
+    A sum of WINDOW neighbours that is not quite an addition, though it is that to the last bit, it compiles itself;
+    but among several devices it can distribute nothing else than an addition.
+    """
+
+    def by_windows(losses: jax.Array) -> jax.Array:
+        def plus(left: jax.Array, right: jax.Array) -> jax.Array:
+            return lax.reduce_precision(left + right, info.nexp, info.nmant)
+
+        info = jnp.finfo(losses.dtype)
+        windows = jnp.pad(losses.ravel(), (0, -losses.size % WINDOW)).reshape(-1, WINDOW)
+        return lax.reduce(windows, np.zeros((), losses.dtype), plus, (1,)).sum()
+
+    if losses.size < MANY or not _one_cpu():
+        return losses.sum()
+    return lax.platform_dependent(losses, cpu=by_windows, default=jnp.sum)
+
+
+def _one_cpu() -> bool:
+    try:
+        return len(jax.devices("cpu")) == 1
+    except RuntimeError:  # there is none
+        return True
+
+
+_sum_of_half.defjvps(lambda tangent, _, losses: tangent.sum())
 
 
 def _hidden_weights(weights: Any, where: Any, like: jax.Array) -> jax.Array:

@@ -58,6 +58,21 @@ def test_double_precision_does_not_leak_into_a_float32_program(row):
         assert {leaf.dtype for leaf in jax.tree.leaves(jax.eval_shape(everything, pred))} == {jnp.dtype("float32")}
 
 
+@each_loss
+def test_half_precision_stores_no_array_in_float32(row):
+    """On a CPU XLA stores what it does not fuse, and what half precision becomes in float32 is twice as large."""
+    pred = target = jax.ShapeDtypeStruct((2**17,), "float16")
+    with jax.default_device(jax.devices("cpu")[0]):
+        compiled = jax.jit(jax.value_and_grad(row.loss)).lower(pred, target, **settings_tree(row)).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < pred.size
+
+
+def test_half_precision_adds_up_to_the_digits_of_float32():
+    losses = np.random.default_rng(0).uniform(size=2**15 + 5).astype(np.float16)
+    value, tangent = jax.jvp(jaxloss.mae, (losses, np.zeros_like(losses)), (losses, np.zeros_like(losses)))
+    close([value, tangent], [losses.astype(np.float64).mean()] * 2)
+
+
 @pytest.mark.usefixtures("eager")
 @each_loss
 def test_a_float64_prediction_computes_in_float64(row):

@@ -44,10 +44,10 @@ def _ratio_parts(pred: Array, target: Array) -> tuple[Array, Array, Array]:
 
     The roots make all of it NaN outside the domain.
     """
-    root = jnp.sqrt(target) / jnp.sqrt(pred)
+    root = jnp.sqrt(target) * (1 / jnp.sqrt(pred))
     near = (root > math.sqrt(0.5)) & (root < math.sqrt(2))
     excess = jnp.maximum(jnp.minimum((target - pred) / pred, 1), -0.5)
-    return near, excess / (2 + excess), 2 * jnp.log(root)
+    return near, excess * (1 / (2 + excess)), 2 * jnp.log(root)
 
 
 def _poisson_slope(pred: Array, target: Array) -> Array:

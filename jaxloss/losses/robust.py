@@ -266,7 +266,7 @@ def fair(pred: Array, target: Array, *, scale: Array | float = 1.0) -> Array:
     """
     size = jnp.abs(pred - target)
     inner = jnp.minimum(size, scale)
-    sine = inner / (2 * scale + inner)
+    sine = inner * (1 / (2 * scale + inner))
     series = jnp.square(math.sqrt(2) * inner / (2 + inner / scale)) * (1 / (1 - sine) - sine * atanh_tail(sine * sine))
     ratio = jnp.minimum(size / scale, jnp.finfo(size.dtype).max)
     return jnp.where(size < 0.5 * scale, series, scale * (size - scale * jnp.log1p(ratio)))

@@ -8,11 +8,11 @@ import numpy as np
 import optax
 import pytest
 from jax.tree_util import Partial
+from support import orders_of
 
 import jaxloss
 from jaxloss import huber, mae, mse
 from jaxloss.train import Batch, TrainState, fit, make_step, supervised
-from jaxloss.train.order import draw_orders
 
 ROWS, FEATURES = 50, 3
 OPTIMIZER = optax.adam(0.05)
@@ -42,7 +42,7 @@ def test_fit_is_the_hand_written_loop():
     step = jax.jit(make_step(supervised(linear, huber), OPTIMIZER))
     state = TrainState.create(start(), OPTIMIZER, seed=7)
     losses = []
-    for order in draw_orders(7, 0, 3, ROWS)[:, 0]:
+    for order in orders_of(7, 3, ROWS):
         total = 0
         for rows in np.split(order, [16, 32, 48]):
             state, metrics = step(state, jax.tree.map(lambda leaf, rows=rows: leaf[rows], batch))
@@ -53,14 +53,6 @@ def test_fit_is_the_hand_written_loop():
     )
     np.testing.assert_allclose(result.history["loss"], losses, rtol=1e-5)
     assert result.best_epoch == 3
-
-
-def test_orders_are_permutations_keyed_by_seed_and_epoch():
-    orders = draw_orders(3, 5, 2, 100)[:, 0]
-    assert [sorted(order) for order in orders] == [list(range(100))] * 2
-    assert not np.array_equal(orders[0], orders[1])
-    np.testing.assert_array_equal(draw_orders(3, 6, 1, 100)[0, 0], orders[1])
-    assert not np.array_equal(draw_orders(4, 5, 1, 100)[0, 0], orders[0])
 
 
 def test_full_batch_descent_converges_to_least_squares():

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from support import run_program
+from support import order_of, orders_of, run_program
 from test_fit import FEATURES, OPTIMIZER, ROWS, data, linear, start
 
 import jaxloss
@@ -25,7 +25,6 @@ from jaxloss.train import (
     penalized,
     supervised,
 )
-from jaxloss.train.order import draw_orders
 
 SGD = optax.sgd(0.1)
 
@@ -49,7 +48,7 @@ def with_bad_rows(number):
 
 def test_the_guard_skips_counts_and_names_the_first():
     x, target = with_bad_rows(1)
-    order = draw_orders(0, 0, 1, ROWS)[0, 0]
+    order = order_of(0, 0, ROWS)
     where = int(np.flatnonzero(order == 0)[0]) // 10
     with pytest.warns(UserWarning, match=f"3 updates were skipped.*step {where}$"):
         result = fit(broken, start(), (x, target), loss=mse, optimizer=OPTIMIZER, epochs=3, batch_size=10)
@@ -58,7 +57,7 @@ def test_the_guard_skips_counts_and_names_the_first():
     assert np.isfinite(result.history["loss"]).all()
     step = jax.jit(make_step(supervised(broken, mse), OPTIMIZER))
     state, skipped = TrainState.create(start(), OPTIMIZER), 0
-    for rows in draw_orders(0, 0, 3, ROWS).reshape(15, 10):
+    for rows in orders_of(0, 3, ROWS).reshape(15, 10):
         state, metrics = step(state, Batch(x[rows], target[rows]))
         skipped += int(metrics["skipped"])
     assert skipped == 3
@@ -160,7 +159,7 @@ def batches(rows, size=16):
 
 
 def test_a_stream_of_batches_is_the_fit_on_arrays():
-    orders = draw_orders(0, 0, 3, ROWS)[:, 0]
+    orders = orders_of(0, 3, ROWS)
 
     class Shuffled:
         epoch = -1

@@ -30,7 +30,7 @@ from jaxloss.train.checks import (
 from jaxloss.train.evaluation import evaluated_params
 from jaxloss.train.mesh import DATA_AXIS, Placement
 from jaxloss.train.objective import Objective, has_statistics
-from jaxloss.train.order import Layout
+from jaxloss.train.order import Layout, Shuffle
 from jaxloss.train.progress import Progress
 from jaxloss.train.resume import Saver, Standing, describe
 from jaxloss.train.sources import ArraySource, Feed, Pace, Source, Stream, StreamSource, read_mapped
@@ -213,14 +213,10 @@ def open_source(task: Task, feed: Batch | Feed, settings: Settings, placement: P
     if isinstance(feed, Feed):
         return StreamSource(task, settings.limits, feed, placement)
     layout = Layout.of(feed.rows, settings.batch_size or feed.rows, placement.shards, pads=pads)
-
-    def draw(first: int, count: int, capacity: int) -> jax.Array:
-        """Orders on the devices, each part's with its rows."""
-        return placement.put(layout.draw(settings.seed, first, count, capacity), None, None, DATA_AXIS)
-
     plan = task.plan._replace(layout=layout)
     task = dataclasses.replace(task, data=placement.put_rows(feed), plan=plan)
-    return ArraySource(task, settings.limits, None if layout.steps == 1 else draw, settings.epochs)
+    shuffle = None if layout.steps == 1 else Shuffle.of(layout, [settings.seed])
+    return ArraySource(task, settings.limits, shuffle, placement, settings.epochs)
 
 
 def _reconsider(standing: Standing, settings: Settings, placement: Placement) -> Standing:

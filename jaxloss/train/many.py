@@ -25,7 +25,7 @@ from jaxloss.train.checks import (
 )
 from jaxloss.train.mesh import Placement
 from jaxloss.train.objective import Objective, has_statistics
-from jaxloss.train.order import Layout, draw_orders
+from jaxloss.train.order import Layout, Shuffle
 from jaxloss.train.sources import ArraySource
 from jaxloss.train.task import Clock, Plan, Start, Task
 
@@ -116,14 +116,15 @@ def fit_many(
         raise TypeError("fit_many: give validation or validation_rows, not both")
     if validation_rows is not None:
         own["held_out"] = _check_rows("validation_rows", validation_rows, members, batch.rows)
+    filled = functools.partial(_fill_devices, placement)
     pads = not has_statistics(model_state)
     if rows is None:
         layout = Layout.of(batch.rows, check_batch_size("fit_many", batch_size, batch.rows), 1, pads=pads)
-        draw = None if layout.steps == 1 else functools.partial(_draw_all, layout, seeds)
+        shuffle = None if layout.steps == 1 else Shuffle.of(layout, filled(seeds))
     else:
         chosen = _check_rows("rows", rows, members, batch.rows)
-        layout = _layout_of_chosen(chosen, batch.rows, check_batch_size("fit_many", batch_size, chosen.shape[1]), pads)
-        draw = functools.partial(_draw_chosen, layout, seeds, chosen)
+        layout = _layout_of_chosen(chosen, check_batch_size("fit_many", batch_size, chosen.shape[1]), pads)
+        shuffle = Shuffle.of(layout, filled(seeds), filled(chosen))
 
     share, spread = (functools.partial(_put, placement, split) for split in (False, True))
     task = Task(
@@ -134,7 +135,7 @@ def fit_many(
         optimizer,
         Plan(micro_batches, layout=layout, many=True),
     )
-    source = ArraySource(task, settings.limits, draw and (lambda *epochs: spread(draw(*epochs))), epochs)
+    source = ArraySource(task, settings.limits, shuffle, placement, epochs)
     start = Start(*(spread(tree) for tree in (params, model_state, seeds.astype(np.uint32))))
     clock, going, parts = Clock(0, 0), True, []
     with placement.activate():
@@ -158,11 +159,15 @@ def _put(placement: Placement, split: bool, tree: Any) -> Any:
             return jnp.asarray(leaf)
         if not split:
             return placement.put(leaf)
-        fill = -len(leaf) % placement.mesh.size  # the last member again: the devices have equally many
-        repeated = jnp.concatenate([leaf, jnp.repeat(leaf[-1:], fill, 0)]) if fill else leaf
-        return placement.put(repeated, *placement.mesh.axis_names)
+        return placement.put(_fill_devices(placement, leaf), *placement.mesh.axis_names)
 
     return jax.tree.map(put, tree)
+
+
+def _fill_devices(placement: Placement, leaf: Any) -> Any:
+    """The members with the last again, so that the devices have equally many."""
+    fill = 0 if placement.mesh is None else -len(leaf) % placement.mesh.size
+    return (np if isinstance(leaf, np.ndarray) else jnp).concatenate([leaf, *[leaf[-1:]] * fill]) if fill else leaf
 
 
 def _history(parts: list[dict[str, np.ndarray]], members: int, validated: bool) -> dict[str, np.ndarray]:
@@ -219,36 +224,16 @@ def _check_rows(name: str, rows: Any, members: int, total: int) -> np.ndarray:
     return chosen.astype(np.int32)
 
 
-def _draw_all(layout: Layout, seeds: np.ndarray, first: int, count: int, capacity: int) -> np.ndarray:
-    """The members' orders of all rows, of shape (members, epochs, steps, 1, places)."""
-    return np.stack([layout.draw(int(seed), first, count, capacity) for seed in seeds])
-
-
-def _layout_of_chosen(chosen: np.ndarray, total: int, size: int, pads: bool) -> Layout:
+def _layout_of_chosen(chosen: np.ndarray, size: int, pads: bool) -> Layout:
     """The layout where every member has rows of its own."""
     number, sizes = chosen.shape[1], (chosen >= 0).sum(1)
     steps = -(-number // size)
     if not pads:
         if len(set(sizes.tolist())) > 1:
             raise ValueError(f"fit_many: members with batch statistics need equally many rows, got {sizes.tolist()}")
-        return Layout.of(number, size, 1, pads=False)._replace(rows=total)
+        return Layout.of(number, size, 1, pads=False)
     sparse = bool((-(-sizes // size) < steps).any())
-    return Layout(1, total, (size,), steps, bool((chosen < 0).any()) or steps * size != number, sparse)
-
-
-def _draw_chosen(
-    layout: Layout, seeds: np.ndarray, chosen: np.ndarray, first: int, count: int, capacity: int
-) -> np.ndarray:
-    """The members' orders of their own rows, of shape (members, epochs, steps, 1, places)."""
-    if layout.steps == 1:
-        return chosen[:, None, None, None, :]
-    (size,) = layout.sizes
-    drawn = np.full((len(chosen), capacity, layout.steps * size), -1, np.int32)
-    for member, rows in enumerate(chosen):
-        present = rows[rows >= 0]
-        for epoch, (order,) in enumerate(draw_orders(int(seeds[member]), first, count, len(present))):
-            drawn[member, epoch, : len(present)] = present[order]
-    return drawn.reshape(len(chosen), capacity, layout.steps, 1, size)
+    return Layout(1, number, (size,), steps, bool((chosen < 0).any()) or steps * size != number, sparse)
 
 
 def _warn_of_lost(skipped: np.ndarray, limit: int) -> None:

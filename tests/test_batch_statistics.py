@@ -90,7 +90,7 @@ def test_many():
 def test_what_would_leave_places_empty_is_refused_in_one_line():
     apply, params, statistics = functional(Net(nnx.Rngs(0)))
     with pytest.raises(ValueError, match="does not divide the batch of 8 rows"):
-        fit(apply, params, data(), model_state=statistics, batch_size=SIZE, micro_batches=16, **SETTINGS)
+        fit(apply, params, data(), model_state=statistics, batch_size=(16, 1), **SETTINGS)
     for rows, size in ((40, 16), (41, 41), (42, 6)):
         with pytest.raises(ValueError, match="multiple of") as told:
             Layout.of(rows, size, 4, pads=False)

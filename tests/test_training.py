@@ -92,9 +92,7 @@ def test_a_diverging_run_stops_with_finite_parameters():
 def test_a_penalty_is_applied_and_reported_apart():
     x, target = data()
     ridge = penalized(supervised(linear, mse), lambda params: 0.5 * jnp.sum(params["weight"] ** 2))
-    result = fit(
-        None, start(), (x, target), objective=ridge, optimizer=optax.sgd(0.2), epochs=300, validation=(x, target)
-    )
+    result = fit(ridge, start(), (x, target), optimizer=optax.sgd(0.2), epochs=300, validation=(x, target))
     centred = x - x.mean(0)
     gram = 2 / ROWS * centred.T @ centred + np.eye(FEATURES)
     exact = np.linalg.solve(gram, 2 / ROWS * centred.T @ (target - target.mean()))
@@ -117,7 +115,7 @@ def test_settings_of_a_loss_are_learned():
         return loss_sum(barron_nll, linear(params["model"], batch.x), batch.target, **settings)
 
     params = {"model": start(), "loss": spread}
-    result = fit(None, params, (x, target), objective=objective, optimizer=optax.adam(0.05), epochs=400)
+    result = fit(objective, params, (x, target), optimizer=optax.adam(0.05), epochs=400)
     assert 0.02 < float(jnp.exp(result.params["loss"]["log_scale"])) < 0.2
 
 
@@ -316,8 +314,8 @@ REFUSED = {
     "a number": ({"data": 3}, TypeError, "iterable"),
     "a policy": ({"nonfinite": "drop"}, ValueError, "'drop'"),
     "no limit": ({"max_skipped": 0}, ValueError, "max_skipped=0"),
-    "no micro-batch": ({"micro_batches": 0}, ValueError, "micro_batches=0"),
-    "uneven micro-batches": ({"micro_batches": 4}, ValueError, "50 rows"),
+    "no micro-batch": ({"batch_size": (0, 4)}, ValueError, "batch_size=(0, 4) must be"),
+    "uneven micro-batches": ({"batch_size": (4, 13)}, ValueError, "50 rows"),
     "batches of nothing": ({"data": [(X, TARGET)], "batch_size": 0}, ValueError, "batch_size=0"),
     "a loss of the wrong shape": ({"loss": lambda pred, target, **_: jnp.zeros(3)}, TypeError, "scalar"),
 }

@@ -18,10 +18,19 @@ from jaxloss.contract import shown
 from jaxloss.train.batch import Batch, mask_rows, pad
 from jaxloss.train.order import Layout, Shuffle
 
-__all__ = ["DATA_AXIS", "Placement", "select", "sum_parts"]
+__all__ = ["DATA_AXIS", "Placement", "Sharding", "select", "sum_parts"]
 
 DATA_AXIS = "data"
 """The mesh axis over which rows are split."""
+
+
+class Sharding(NamedTuple):
+    """How a fit is spread over devices, where the rows are split and the parameters too."""
+
+    mesh: Mesh
+    """One of `jax.make_mesh`, with an axis "data" over which the rows are split."""
+    params: Callable[[Any, Any], PartitionSpec] | None = None
+    """`params(path, leaf) -> PartitionSpec` says how a parameter is split; None has all of them on every device."""
 
 
 class Placement(NamedTuple):
@@ -35,14 +44,13 @@ class Placement(NamedTuple):
     """`rule(path, leaf)` says how a parameter is split; None has all of them on every device."""
 
     @classmethod
-    def of(cls, name: str, mesh: Any, rule: Any = None) -> Placement:
+    def of(cls, name: str, sharding: Any) -> Placement:
         """The placement on a mesh of `jax.make_mesh`, whatever the types of its axes are."""
-        if mesh is None:
-            if rule is not None:
-                raise ValueError(f"{name}: shard_params needs a mesh")
+        if sharding is None:
             return cls(None, None)
+        mesh, rule = sharding if isinstance(sharding, Sharding) else (sharding, None)
         if not isinstance(mesh, Mesh):
-            raise TypeError(f"{name}: mesh must be one of jax.make_mesh, got {shown(mesh)}")
+            raise TypeError(f"{name}: sharding must be a mesh of jax.make_mesh or a Sharding of one, got {shown(mesh)}")
         axis_types = (AxisType.Auto,) * len(mesh.axis_names)
         return cls(mesh, Mesh(mesh.devices, mesh.axis_names, axis_types=axis_types), rule)
 
@@ -125,9 +133,8 @@ class Placement(NamedTuple):
         def put(path: Any, leaf: Any) -> jax.Array:
             spec = PartitionSpec() if self.rule is None else self.rule(path, leaf)
             if not isinstance(spec, PartitionSpec):
-                raise TypeError(
-                    f"fit: shard_params must give a PartitionSpec, got {shown(spec)} of params{keystr(path)}"
-                )
+                told = f"got {shown(spec)} of params{keystr(path)}"
+                raise TypeError(f"fit: the params of a Sharding must give a PartitionSpec, {told}")
             return self.put(leaf, *spec)
 
         return jax.tree_util.tree_map_with_path(put, params)

@@ -126,6 +126,8 @@ def main(words: list[str]) -> int:
         raise SystemExit(f"unknown experiment {name!r}{closest(name, names())} (python -m experiments lists them)")
     try:
         session, rest = prepare(name, rest)
+        import jax
+
         from experiments import common
 
         module = importlib.import_module(f"experiments.{name}")
@@ -142,7 +144,8 @@ def main(words: list[str]) -> int:
         common.write_json(folder / "config.json", dataclasses.asdict(config))
         environment = common.environment()
         started = time.perf_counter()
-        result = module.run(config, folder)
+        with jax.profiler.trace(folder) if session.profile else contextlib.nullcontext():
+            result = module.run(config, folder)
     except (common.UserError, ValueError) as error:
         raise SystemExit(f"{name}: {error}") from None
     result |= {"seed": vars(config).get("seed"), "seconds": time.perf_counter() - started}

@@ -19,7 +19,7 @@ from flax import nnx
 from experiments import common
 from experiments.models import MLP
 from jaxloss import mse
-from jaxloss.train import fit, fit_many, functional
+from jaxloss.train import RunDir, fit, fit_many, functional
 
 WIDTHS = (10, 64, 64, 1)
 OPTIMIZER, SGD = optax.adamw(1e-3), optax.sgd(0.1)
@@ -46,7 +46,7 @@ def watched(line: Any, rows: Any, rounds: int, seed: int) -> dict[str, float]:
         jax.block_until_ready(fit(apply, params, (x, y), **settings).params)
 
     def folder() -> dict[str, Any]:
-        return {"run_dir": Path(folders.name) / str(next(count)), "save_every": None}
+        return {"run_dir": RunDir(Path(folders.name) / str(next(count)), save_every=None)}
 
     held_out = line[0][:100], line[1][:100]
     loops = {
@@ -93,7 +93,7 @@ def many(rows: Any, number: int, rounds: int, seed: int, devices: int = 1) -> di
         mesh = None
         if count > 1:
             mesh = jax.make_mesh((count,), ("member",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:count])
-        return lambda: jax.block_until_ready(fit_many(apply, params, rows, mesh=mesh, **settings).params)
+        return lambda: jax.block_until_ready(fit_many(apply, params, rows, sharding=mesh, **settings).params)
 
     return common.shortest_of_each({f"{count} devices": trained(count) for count in sorted({1, devices})}, rounds, seed)
 

@@ -136,8 +136,8 @@ def compare(config: Config, images: np.ndarray) -> dict[str, Any]:
     for name, loss in LOSSES.items():
         params = starts if loss else [{"model": start, "loss": raw} for start in starts]
         best, rate, _ = sweeps.fit_seeds(
-            apply if loss else None, params, (images, images), (train, validation), loss=loss,
-            objective=None if loss else learned, rates=config.rates, epochs=config.epochs, batch_size=size,
+            apply if loss else learned, params, (images, images), (train, validation), loss=loss,
+            rates=config.rates, epochs=config.epochs, batch_size=size,
             first=config.seed,
         )  # fmt: skip
         model = best if loss else best["model"]

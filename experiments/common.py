@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxloss
+from jaxloss.train import ProgressLine, RunDir
 
 matplotlib.rcParams.update(
     {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3, "font.size": 10}
@@ -46,8 +47,8 @@ class Session:
         devices = jax.devices() if jax.process_count() > 1 else jax.devices()[: self.devices or 1]
         many = len(devices) > 1
         mesh = jax.make_mesh((len(devices),), ("data",), (AxisType.Auto,), devices=devices) if many else None
-        where = {"run_dir": self.run_dir or folder, "mesh": mesh}
-        return {"progress": True, "resume": self.resume, "profile": self.profile, **where}
+        run_dir = RunDir(self.run_dir or folder, resume=self.resume)
+        return {"callbacks": [ProgressLine()], "run_dir": run_dir, "sharding": mesh}
 
 
 ALONE = Session()

@@ -164,10 +164,10 @@ def compare(config: Config, setting: dict[str, Any], rates: dict[str, tuple[floa
         repeated = jax.tree.map(lambda leaf: jnp.concatenate([leaf] * len(rates[name])), start)
         every = {key: np.tile(values, len(rates[name])) for key, values in (loss_settings or {}).items()}
         fitted = fit_many(
-            apply if loss else None, repeated, scaled(train), loss=loss,
-            objective=None if loss else Partial(learned, Partial(apply)), optimizer=optimizer,
-            optimizer_settings={"learning_rate": chosen}, loss_settings=every, rows=places, seeds=numbers,
-            epochs=config.epochs, batch_size=min(config.batch_size, count), validation=scaled(validation),
+            apply if loss else Partial(learned, Partial(apply)), repeated, scaled(train), loss=loss,
+            optimizer=optimizer, settings={"optimizer": {"learning_rate": chosen}, "loss": every}, rows=places,
+            seeds=numbers, epochs=config.epochs, batch_size=min(config.batch_size, count),
+            validation=scaled(validation),
         ).params  # fmt: skip
         model = fitted if loss else fitted["model"]
         medians = np.median(distances(model, validation, validation.label), 1).reshape(-1, seeds).mean(1)

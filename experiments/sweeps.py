@@ -74,8 +74,8 @@ class Sweep(NamedTuple):
 
 
 def fit_seeds(
-    apply: Callable | None, starts: Sequence[Any], data: Any, rows: Sequence[np.ndarray], *,
-    loss: Callable | None = None, objective: Any = None, rates: Sequence[float], epochs: int, batch_size: int,
+    apply: Callable, starts: Sequence[Any], data: Any, rows: Sequence[np.ndarray], *,
+    loss: Callable | None = None, rates: Sequence[float], epochs: int, batch_size: int,
     first: int = 0,
 ) -> Sweep:  # fmt: skip
     """Fit from every start at every learning rate, in one program; the rate with the lowest mean validation loss.
@@ -89,12 +89,11 @@ def fit_seeds(
         jax.tree.map(lambda *leaves: jnp.stack(leaves * len(rates)), *starts),
         data,
         loss=loss,
-        objective=objective,
         optimizer=decaying_adam(epochs * -(-rows[0].shape[1] // batch_size)),
-        optimizer_settings={"learning_rate": chosen},
+        settings={"optimizer": {"learning_rate": chosen}},
         seeds=numbers,
         rows=np.tile(rows[0], (len(rates), 1)),
-        validation_rows=np.tile(rows[1], (len(rates), 1)),
+        validation=np.tile(rows[1], (len(rates), 1)),
         epochs=epochs,
         batch_size=batch_size,
     )

@@ -206,10 +206,12 @@ def compare(config: Config, walk: data.Walk, rates: dict[Any, tuple[float, ...]]
         members = [(delta, *pair) for (_, delta), name in zip(names, names, strict=True)
                    for pair in zip(*sweeps.grid(rates[name], seeds, config.seed), strict=True)]  # fmt: skip
         delta, rate, numbers = (np.array(column) for column in zip(*members, strict=True))
+        own = {"optimizer": {"learning_rate": rate.astype(np.float32)}}
+        if deltas != (None,):
+            own["loss"] = {"delta": delta.astype(np.float32)}
         fitted = fit_many(
-            None, jax.tree.map(lambda leaf: jnp.stack([leaf] * len(members)), params), (steps, rewards),
-            objective=objective, optimizer=optimizer, optimizer_settings={"learning_rate": rate.astype(np.float32)},
-            loss_settings={} if deltas == (None,) else {"delta": delta.astype(np.float32)}, seeds=numbers,
+            objective, jax.tree.map(lambda leaf: jnp.stack([leaf] * len(members)), params), (steps, rewards),
+            optimizer=optimizer, settings=own, seeds=numbers,
             rows=np.arange(count)[None] + count * (numbers - config.seed)[:, None], epochs=config.epochs,
             batch_size=size,
         ).params  # fmt: skip

@@ -113,3 +113,22 @@ def _run(words: list[str], environment: dict[str, str]) -> str:
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout
+
+
+def order_of(seed, epoch, rows, shard=0):
+    """The order in which a fit takes the rows: their numbers, sorted by a keyed bijection of 32-bit words."""
+
+    def mix(word):
+        for factor in (0x85EBCA6B, 0xC2B2AE35):
+            word = (word ^ word >> 16) * factor % 2**32
+        return word ^ word >> 16
+
+    keys = [0x6A09E667, 0xBB67AE85]  # the roots of 2 and 3
+    for word in (seed % 2**32, seed % 2**64 // 2**32, epoch, shard):
+        keys = [mix(key ^ word) for key in keys]
+    return np.array(sorted(range(rows), key=lambda row: mix(mix(row ^ keys[0]) ^ keys[1])))
+
+
+def orders_of(seed, epochs, rows):
+    """The orders of the first epochs, of shape (epochs, rows)."""
+    return np.stack([order_of(seed, epoch, rows) for epoch in range(epochs)])

@@ -6,11 +6,11 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from support import close
+from support import close, order_of, orders_of
 
 from jaxloss import mse
 from jaxloss.train import Batch, fit, fit_many, functional
-from jaxloss.train.order import Layout, draw_orders
+from jaxloss.train.order import Layout
 
 ROWS, SIZE, RATE = 40, 16, 0.05
 
@@ -53,7 +53,7 @@ SETTINGS = {"loss": mse, "optimizer": optax.sgd(RATE), "epochs": 3}
 def test_arrays():
     apply, params, statistics = functional(Net(nnx.Rngs(0)))
     result = fit(apply, params, data(), model_state=statistics, batch_size=SIZE, **SETTINGS)
-    same(result, by_hand(draw_orders(0, 0, 3, ROWS)[:, 0]))
+    same(result, by_hand(orders_of(0, 3, ROWS)))
     assert result.state.step == 9
     assert len(result.history["loss"]) == 3
 
@@ -68,7 +68,7 @@ def test_streams_and_files(tmp_path):
         np.save(tmp_path / f"{name}.npy", values)
     mapped = tuple(np.load(tmp_path / f"{name}.npy", mmap_mode="r") for name in ("x", "target"))
     result = fit(apply, params, mapped, model_state=statistics, batch_size=SIZE, **SETTINGS)
-    same(result, by_hand(draw_orders(0, 0, 3, ROWS)[:, 0]), 1e-5)
+    same(result, by_hand(orders_of(0, 3, ROWS)), 1e-5)
 
 
 def test_many():
@@ -79,7 +79,7 @@ def test_many():
     chosen = np.tile(np.arange(ROWS), (2, 1))
     of_rows = fit_many(applies[0], params, data(), rows=chosen, **shared)
     for member in (0, 1):
-        want, _ = by_hand(draw_orders(5 + member, 0, 3, ROWS)[:, 0], seed=member)
+        want, _ = by_hand(orders_of(5 + member, 3, ROWS), seed=member)
         for one in (result, of_rows):
             close(jax.tree.map(lambda leaf, member=member: leaf[member], one.params), want, rtol=1e-5, atol=1e-6)
     chosen[0, -1] = -1
@@ -90,7 +90,7 @@ def test_many():
 def test_what_would_leave_places_empty_is_refused_in_one_line():
     apply, params, statistics = functional(Net(nnx.Rngs(0)))
     with pytest.raises(ValueError, match="does not divide the batch of 8 rows"):
-        fit(apply, params, data(), model_state=statistics, batch_size=SIZE, micro_batches=16, **SETTINGS)
+        fit(apply, params, data(), model_state=statistics, batch_size=(16, 1), **SETTINGS)
     for rows, size in ((40, 16), (41, 41), (42, 6)):
         with pytest.raises(ValueError, match="multiple of") as told:
             Layout.of(rows, size, 4, pads=False)
@@ -105,7 +105,7 @@ def test_the_mean_over_the_epoch_counts_rows():
     still = SETTINGS | {"optimizer": optax.sgd(0.0), "epochs": 1}
     result = fit(apply, params, Batch(x, target), model_state=statistics, batch_size=SIZE, **still)
     total = 0.0
-    for rows in np.split(draw_orders(0, 0, 1, ROWS)[0, 0], range(SIZE, ROWS, SIZE)):
+    for rows in np.split(order_of(0, 0, ROWS), range(SIZE, ROWS, SIZE)):
         pred, _ = apply(params, x[rows], model_state=statistics, key=jax.random.key(0), train=True)
         total += float(jnp.sum((pred - target[rows]) ** 2))
     np.testing.assert_allclose(result.history["loss"][0], total / ROWS, rtol=1e-5)

@@ -8,11 +8,11 @@ import numpy as np
 import optax
 import pytest
 from jax.tree_util import Partial
+from support import orders_of
 
 import jaxloss
 from jaxloss import huber, mae, mse
-from jaxloss.train import Batch, TrainState, fit, make_step, supervised
-from jaxloss.train.order import draw_orders
+from jaxloss.train import Batch, Every, ProgressLine, TrainState, fit, make_step, supervised
 
 ROWS, FEATURES = 50, 3
 OPTIMIZER = optax.adam(0.05)
@@ -42,7 +42,7 @@ def test_fit_is_the_hand_written_loop():
     step = jax.jit(make_step(supervised(linear, huber), OPTIMIZER))
     state = TrainState.create(start(), OPTIMIZER, seed=7)
     losses = []
-    for order in draw_orders(7, 0, 3, ROWS)[:, 0]:
+    for order in orders_of(7, 3, ROWS):
         total = 0
         for rows in np.split(order, [16, 32, 48]):
             state, metrics = step(state, jax.tree.map(lambda leaf, rows=rows: leaf[rows], batch))
@@ -53,14 +53,6 @@ def test_fit_is_the_hand_written_loop():
     )
     np.testing.assert_allclose(result.history["loss"], losses, rtol=1e-5)
     assert result.best_epoch == 3
-
-
-def test_orders_are_permutations_keyed_by_seed_and_epoch():
-    orders = draw_orders(3, 5, 2, 100)[:, 0]
-    assert [sorted(order) for order in orders] == [list(range(100))] * 2
-    assert not np.array_equal(orders[0], orders[1])
-    np.testing.assert_array_equal(draw_orders(3, 6, 1, 100)[0, 0], orders[1])
-    assert not np.array_equal(draw_orders(4, 5, 1, 100)[0, 0], orders[0])
 
 
 def test_full_batch_descent_converges_to_least_squares():
@@ -114,7 +106,7 @@ def test_arrays_and_parameters_are_left_alone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     x, target = map(jnp.asarray, data())
     params = start()
-    fit(linear, params, (x, target), loss=mse, optimizer=OPTIMIZER, epochs=2, batch_size=8, progress=True)
+    fit(linear, params, (x, target), loss=mse, optimizer=OPTIMIZER, epochs=2, batch_size=8, callbacks=[ProgressLine()])
     assert float(params["bias"]) == 0
     np.testing.assert_array_equal(x, data()[0])
     assert not x.is_deleted()
@@ -148,16 +140,59 @@ def test_progress_line_on_a_terminal(monkeypatch):
 
     terminal = Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
-    fit(linear, start(), data(), loss=mse, optimizer=OPTIMIZER, epochs=4, progress=True)
+    fit(linear, start(), data(), loss=mse, optimizer=OPTIMIZER, epochs=4, callbacks=[ProgressLine()])
     assert "epoch 4/4" in terminal.text
     assert "steps/s" in terminal.text
+
+
+class Writer:
+    """A stand-in for `tensorboardX.SummaryWriter`, for the callback in the docstring of `Every`."""
+
+    def __init__(self):
+        self.scalars = {}
+
+    def add_scalar(self, tag, scalar_value, global_step=None):
+        self.scalars.setdefault(tag, []).append((global_step, scalar_value))
+
+
+@pytest.mark.parametrize("kind", ["arrays", "a stream"])
+def test_callbacks_every_so_many_steps_and_after_each_epoch(kind):
+    """Five steps an epoch; in the middle of one the line holds the means over the epoch so far."""
+    x, target = data()
+    rows = orders_of(0, 2, ROWS) if kind == "arrays" else np.tile(np.arange(ROWS), (2, 1))
+    parts = [(x[part], target[part]) for part in rows[0].reshape(5, 10)]
+    settings = {"loss": mse, "optimizer": optax.sgd(0.0), "epochs": 2, "batch_size": 10}
+    writer, epochs, states = Writer(), [], []
+
+    def to_tensorboard(number, state, line):
+        for name, value in line.items():
+            writer.add_scalar(name, value, number)
+        states.append(int(state.step))
+
+    callbacks = [lambda epoch, state, line: epochs.append((epoch, line["loss"])), Every(3, to_tensorboard)]
+    result = fit(linear, start(), (x, target) if kind == "arrays" else parts, callbacks=callbacks, **settings)
+    assert epochs == list(zip((1, 2), result.history["loss"].tolist(), strict=True))
+    assert states == [3, 6, 9]
+    losses = [np.mean(target[part] ** 2) for part in rows.reshape(10, 10)]
+    want = np.mean(losses[:3]), losses[5], np.mean(losses[5:9])
+    steps, means = zip(*writer.scalars["loss"], strict=True)
+    assert steps == (3, 6, 9)
+    np.testing.assert_allclose(means, want, rtol=1e-5)
+    result = fit(linear, start(), (x, target), callbacks=[Every(4, lambda step, state, line: step == 8)], **settings)
+    assert int(result.state.step) == 8
+
+
+def test_a_loss_that_was_forgotten_is_recalled():
+    with pytest.raises(TypeError) as told:
+        fit(linear, start(), data(), optimizer=OPTIMIZER, epochs=1)
+    assert "without loss=" in told.value.__notes__[-1]
 
 
 def test_objective_in_place_of_apply_and_loss():
     x, target = data()
     settings = {"optimizer": OPTIMIZER, "epochs": 4, "batch_size": 10}
     by_parts = fit(linear, start(), (x, target), loss=mse, **settings)
-    whole = fit(None, start(), (x, target), objective=supervised(linear, mse), **settings)
+    whole = fit(supervised(linear, mse), start(), (x, target), **settings)
     jax.tree.map(np.testing.assert_array_equal, by_parts.params, whole.params)
 
 
@@ -178,7 +213,6 @@ REFUSED = {
     "negative epochs": ({"epochs": -1}, ValueError, "epochs"),
     "patience without validation": ({"patience": 3}, ValueError, "validation"),
     "bad setting of the loss": ({"loss": Partial(huber, delta=-1)}, ValueError, "delta"),
-    "no loss": ({"loss": None}, TypeError, "loss"),
     "column against vector": ({"data": (X, TARGET[:, None])}, jaxloss.ShapeError, "[:, None]"),
     "a number of a batch that is no integer": ({"batch_size": 16.0}, TypeError, "batch_size must be an integer"),
     "epochs of a float": ({"epochs": 2.0}, TypeError, "epochs must be an integer"),
@@ -195,7 +229,6 @@ REFUSED = {
         "where of data has shape (50, 1)",
     ),
     "NaN in the validation": ({"validation": (X, TARGET * np.nan)}, ValueError, "validation holds NaN"),
-    "loss and objective": ({"objective": supervised(linear, mse)}, TypeError, "objective"),
 }
 
 
@@ -204,16 +237,17 @@ REFUSED = {
     [
         ({"apply": "net"}, "apply must be a function"),
         ({"params": {"weight": jnp.zeros(FEATURES, int), "bias": 0.0}}, "params['weight'] has dtype int32"),
-        ({"apply": None, "loss": None, "objective": "net"}, "objective must be a function"),
+        ({"apply": "net", "loss": None}, "the first argument is an objective"),
         ({"callbacks": print}, "callbacks must be a list"),
         ({"callbacks": [None]}, "callbacks must be a list"),
+        ({"batch_size": (2, 3, 4)}, "batch_size must be rows or"),
         ({"apply": lambda params, x, **_: linear(params, x), "model_state": {"n": 0.0}}, "(pred, model_state)"),
         ({"apply": lambda params, x, **_: (linear(params, x), {}), "model_state": {"n": 0.0}}, "another structure"),
         (
             {"apply": lambda params, x, **_: (linear(params, x), {"n": 1}), "model_state": {"n": 0.0}},
             "float32 to int32",
         ),
-        ({"mesh": "data"}, "jax.make_mesh"),
+        ({"sharding": "data"}, "jax.make_mesh"),
     ],
 )
 def test_other_bad_input_is_one_line(changed, words):

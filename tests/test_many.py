@@ -37,8 +37,8 @@ def test_members_with_their_own_seeds_settings_and_rates():
     start, deltas, rates = starts(), np.float32([0.1, 0.5, 2.0]), np.float32([0.01, 0.05, 0.1])
     shared = {"epochs": 12, "batch_size": 16, "validation": data(seed=5), "patience": 4}
     result = fit_many(
-        linear, start, data(), loss=huber, loss_settings={"delta": deltas}, optimizer=averaging_adam,
-        optimizer_settings={"learning_rate": rates}, seeds=[4, 5, 6], **shared,
+        linear, start, data(), loss=huber, optimizer=averaging_adam,
+        settings={"loss": {"delta": deltas}, "optimizer": {"learning_rate": rates}}, seeds=[4, 5, 6], **shared,
     )  # fmt: skip
     for number in range(MEMBERS):
         loss = Partial(huber, delta=deltas[number])
@@ -65,7 +65,7 @@ def test_rows_of_their_own(batch_size):
         rows[number, :size], held[number, : 31 - size] = order[:size], order[size:31]
     shared = {"loss": mse, "optimizer": optax.adam(0.1), "epochs": 5}
     result = fit_many(
-        linear, start, (x, target), rows=rows, validation_rows=held, batch_size=batch_size, seeds=[0, 0, 0], **shared
+        linear, start, (x, target), rows=rows, validation=held, batch_size=batch_size, seeds=[0, 0, 0], **shared
     )
     for number in range(MEMBERS):
         own, validated = (part[number][part[number] >= 0] for part in (rows, held))
@@ -92,7 +92,7 @@ def test_one_member_that_diverges_leaves_the_others_alone():
     rates = {"learning_rate": np.float32([0.05, 1e4, 0.05])}
     settings = {"loss": mse, "epochs": 200, "batch_size": 16}
     with pytest.warns(UserWarning, match=r"1 of 3 members.*: 1;"):
-        result = fit_many(linear, start, data(), optimizer=optax.sgd, optimizer_settings=rates, **settings)
+        result = fit_many(linear, start, data(), optimizer=optax.sgd, settings={"optimizer": rates}, **settings)
     assert result.skipped.tolist() == [0, 10, 0] or result.skipped[1] >= 10
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result.params))
     for number in (0, 2):
@@ -131,26 +131,27 @@ X, TARGET = data()
 REFUSED = {
     "members of params": ({"params": {"weight": np.zeros((2, 3)), "bias": np.zeros(3)}}, jaxloss.ShapeError, "(2,)"),
     "seeds": ({"seeds": [1, 2]}, jaxloss.ShapeError, "seeds"),
-    "settings": ({"loss_settings": {"delta": np.ones(2)}}, jaxloss.ShapeError, "delta"),
-    "a setting's value": ({"loss_settings": {"delta": np.float32([1, -1, 1])}}, ValueError, "delta"),
-    "an optimizer made": ({"optimizer_settings": {"learning_rate": np.ones(3)}}, TypeError, "optax.adamw"),
+    "settings": ({"settings": {"loss": {"delta": np.ones(2)}}}, jaxloss.ShapeError, "delta"),
+    "a setting's value": ({"settings": {"loss": {"delta": np.float32([1, -1, 1])}}}, ValueError, "delta"),
+    "an optimizer made": ({"settings": {"optimizer": {"learning_rate": np.ones(3)}}}, TypeError, "optax.adamw"),
     "rows": ({"rows": np.zeros((2, 4), int)}, jaxloss.ShapeError, "(2, 4)"),
     "rows past the end": ({"rows": np.full((3, 4), ROWS)}, ValueError, "50"),
     "no row": ({"rows": np.full((3, 4), -1)}, ValueError, "names no row"),
-    "two validations": ({"validation": (X, TARGET), "validation_rows": np.zeros((3, 1), int)}, TypeError, "not both"),
+    "rows to validate on": ({"validation": np.zeros((2, 1), int)}, jaxloss.ShapeError, "validation must be"),
+    "a kind of settings": ({"settings": {"model": {}}}, TypeError, "'loss' and of 'optimizer'"),
     "not finite": ({"data": Batch(np.full_like(X, np.nan), TARGET)}, ValueError, "NaN"),
     "patience": ({"patience": 2}, ValueError, "validation"),
     "no integer": ({"rows": np.zeros((3, 4), int), "batch_size": 2.5}, TypeError, "batch_size must be an integer"),
     "seeds of floats": ({"seeds": [0.1, 0.2, 0.3]}, TypeError, "seeds must be integers"),
-    "no mapping": ({"loss_settings": [1, 2, 3]}, TypeError, "loss_settings"),
+    "no mapping": ({"settings": {"loss": [1, 2, 3]}}, TypeError, "settings of 'loss'"),
     "words": (
-        {"optimizer": optax.adam, "optimizer_settings": {"learning_rate": ["a"] * 3}},
+        {"optimizer": optax.adam, "settings": {"optimizer": {"learning_rate": ["a"] * 3}}},
         TypeError,
         "learning_rate",
     ),
     "an optimizer that is not made": ({"optimizer": optax.adam}, TypeError, "optax.adam(1e-3)"),
     "model state": ({"model_state": {"n": np.zeros(2)}}, jaxloss.ShapeError, "(2,), (3,)"),
-    "a mesh": ({"mesh": 4}, TypeError, "jax.make_mesh"),
+    "a mesh": ({"sharding": 4}, TypeError, "jax.make_mesh"),
     "batch size": ({"batch_size": 0}, ValueError, "batch_size=0"),
 }
 

@@ -16,7 +16,7 @@ from support import free_address, start_program
 from test_fit import ROWS, data, linear, start
 
 from jaxloss import huber, mse
-from jaxloss.train import CheckpointError, Checkpoints, Interrupted, Stream, average_params, fit
+from jaxloss.train import CheckpointError, Checkpoints, Interrupted, RunDir, Stream, average_params, fit
 from jaxloss.train.resume import describe
 
 OPTIMIZER = average_params(optax.adam(0.05), 0.9)
@@ -41,21 +41,22 @@ def test_a_run_that_was_stopped_ends_in_the_same_bytes(tmp_path):
                 start(),
                 data(),
                 epochs=9,
-                run_dir=tmp_path,
-                resume=at > 3,
+                run_dir=RunDir(tmp_path, resume=at > 3),
                 callbacks=[stop_after(at)],
                 **SETTINGS,
             )
         assert told.value.code == 128 + signal.SIGTERM
-    result = fit(linear, start(), data(), epochs=9, run_dir=tmp_path, resume=True, **SETTINGS)
+    result = fit(linear, start(), data(), epochs=9, run_dir=RunDir(tmp_path, resume=True), **SETTINGS)
     equal((result.params, result.history), (whole.params, whole.history))
     equal(result.state.opt_state, whole.state.opt_state)
     assert result.best_epoch == whole.best_epoch
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == list(range(1, 10))
-    again = fit(linear, start(), data(), epochs=9, run_dir=tmp_path, resume=True, **SETTINGS)  # nothing is left to do
+    again = fit(
+        linear, start(), data(), epochs=9, run_dir=RunDir(tmp_path, resume=True), **SETTINGS
+    )  # nothing is left to do
     equal(again.params, whole.params)
-    longer = fit(linear, start(), data(), epochs=12, run_dir=tmp_path, resume=True, **SETTINGS)
+    longer = fit(linear, start(), data(), epochs=12, run_dir=RunDir(tmp_path, resume=True), **SETTINGS)
     equal(longer.params, fit(linear, start(), data(), epochs=12, **SETTINGS).params)
 
 
@@ -67,7 +68,7 @@ def test_a_stream_goes_on_in_the_middle_of_an_epoch(tmp_path):
     whole = fit(linear, start(), rows, epochs=4, **settings)
     with pytest.raises(Interrupted):
         fit(linear, start(), StoppedInTheSecondPass(rows), epochs=4, run_dir=tmp_path, **settings)
-    result = fit(linear, start(), rows, epochs=4, run_dir=tmp_path, resume=True, **settings)
+    result = fit(linear, start(), rows, epochs=4, run_dir=RunDir(tmp_path, resume=True), **settings)
     equal((result.params, result.history), (whole.params, whole.history))
 
 
@@ -85,7 +86,7 @@ def test_a_generator_goes_on_past_what_was_done(tmp_path):
     whole = fit(linear, start(), Stream(endless(), epoch_steps=4), **settings)
     with pytest.raises(Interrupted):
         fit(linear, start(), Stream(endless(), epoch_steps=4), run_dir=tmp_path, callbacks=[stop_after(3)], **settings)
-    result = fit(linear, start(), Stream(endless(), epoch_steps=4), run_dir=tmp_path, resume=True, **settings)
+    result = fit(linear, start(), Stream(endless(), epoch_steps=4), run_dir=RunDir(tmp_path, resume=True), **settings)
     equal((result.params, result.history), (whole.params, whole.history))
 
 
@@ -127,18 +128,18 @@ def test_a_run_with_skipped_updates_goes_on_to_the_same_bytes(tmp_path):
         fit(stopped, start(), (x, target), run_dir=tmp_path, **settings)
     assert Checkpoints(tmp_path / "checkpoints").steps == [32]
     with pytest.warns(UserWarning, match="3 updates"):
-        resumed = fit(stopped, start(), (x, target), run_dir=tmp_path, resume=True, **settings)
+        resumed = fit(stopped, start(), (x, target), run_dir=RunDir(tmp_path, resume=True), **settings)
     equal(
         (resumed.params, resumed.history, resumed.state.opt_state), (whole.params, whole.history, whole.state.opt_state)
     )
 
 
 def test_more_patience_goes_on_and_numpy_numbers_are_numbers(tmp_path):
-    settings = SETTINGS | {"optimizer": optax.sgd(0.9), "run_dir": tmp_path, "epochs": 60, "seed": np.int64(3)}
-    short = fit(linear, start(), data(), patience=2, **settings)
+    settings = SETTINGS | {"optimizer": optax.sgd(0.9), "epochs": 60, "seed": np.int64(3)}
+    short = fit(linear, start(), data(), patience=2, run_dir=tmp_path, **settings)
     assert len(short.history["loss"]) < 60
-    longer = fit(linear, start(), data(), patience=9, resume=True, **settings)
-    fresh = fit(linear, start(), data(), patience=9, **(settings | {"run_dir": None}))
+    longer = fit(linear, start(), data(), patience=9, run_dir=RunDir(tmp_path, resume=True), **settings)
+    fresh = fit(linear, start(), data(), patience=9, **settings)
     equal((longer.params, longer.history), (fresh.params, fresh.history))
 
 
@@ -156,17 +157,17 @@ def test_another_run_is_refused_with_what_differs(tmp_path):
     ):
         call = {"data": (x, target), **SETTINGS, **changed}
         with pytest.raises(ValueError, match="checkpoint") as told:
-            fit(linear, start(), call.pop("data"), epochs=4, run_dir=tmp_path, resume=True, **call)
+            fit(linear, start(), call.pop("data"), epochs=4, run_dir=RunDir(tmp_path, resume=True), **call)
         assert words in str(told.value), str(told.value)
         assert "\n" not in str(told.value)
     with pytest.raises(ValueError, match="resume=True needs"):
-        fit(linear, start(), data(), epochs=2, resume=True, **SETTINGS)
+        RunDir(tmp_path, save_every=None, resume=True)
 
 
 def test_a_damaged_checkpoint_costs_one_interval(tmp_path):
     whole = fit(linear, start(), data(), epochs=8, **SETTINGS)
     for epochs in (4, 6):
-        fit(linear, start(), data(), epochs=epochs, run_dir=tmp_path, resume=epochs > 4, **SETTINGS)
+        fit(linear, start(), data(), epochs=epochs, run_dir=RunDir(tmp_path, resume=epochs > 4), **SETTINGS)
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     assert checkpoints.steps == [16, 24]
     largest = max(
@@ -176,7 +177,7 @@ def test_a_damaged_checkpoint_costs_one_interval(tmp_path):
     spoiled[len(spoiled) // 2] ^= 1
     largest.write_bytes(spoiled)
     with pytest.warns(UserWarning, match="step_24 is damaged"):
-        result = fit(linear, start(), data(), epochs=8, run_dir=tmp_path, resume=True, **SETTINGS)
+        result = fit(linear, start(), data(), epochs=8, run_dir=RunDir(tmp_path, resume=True), **SETTINGS)
     equal((result.params, result.history), (whole.params, whole.history))
 
 
@@ -205,15 +206,16 @@ def test_describes_tell_functions_apart():
 
 def test_another_function_is_refused_by_what_it_closes_over(tmp_path):
     factor = 2.0
-    settings = {"loss": mse, "optimizer": OPTIMIZER, "run_dir": tmp_path}
-    fit(lambda params, x: factor * linear(params, x), start(), data(), epochs=1, **settings)
-    fit(lambda p, x: factor * linear(p, x), start(), data(), epochs=2, resume=True, **settings)
+    settings = {"loss": mse, "optimizer": OPTIMIZER}
+    later = RunDir(tmp_path, resume=True)
+    fit(lambda params, x: factor * linear(params, x), start(), data(), epochs=1, run_dir=tmp_path, **settings)
+    fit(lambda p, x: factor * linear(p, x), start(), data(), epochs=2, run_dir=later, **settings)
     with pytest.raises(ValueError, match=r"\.function: <lambda> in the checkpoint, linear now") as told:
-        fit(linear, start(), data(), epochs=3, resume=True, **settings)
+        fit(linear, start(), data(), epochs=3, run_dir=later, **settings)
     assert "\n" not in str(told.value)
     factor = 3.0
     with pytest.raises(ValueError, match=r"factor: 2\.0 in the checkpoint, 3\.0 now"):
-        fit(lambda params, x: factor * linear(params, x), start(), data(), epochs=3, resume=True, **settings)
+        fit(lambda params, x: factor * linear(params, x), start(), data(), epochs=3, run_dir=later, **settings)
 
 
 def digest_of(process):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from support import run_program
+from support import order_of, orders_of, run_program
 from test_fit import FEATURES, OPTIMIZER, ROWS, data, linear, start
 
 import jaxloss
@@ -25,7 +25,6 @@ from jaxloss.train import (
     penalized,
     supervised,
 )
-from jaxloss.train.order import draw_orders
 
 SGD = optax.sgd(0.1)
 
@@ -49,7 +48,7 @@ def with_bad_rows(number):
 
 def test_the_guard_skips_counts_and_names_the_first():
     x, target = with_bad_rows(1)
-    order = draw_orders(0, 0, 1, ROWS)[0, 0]
+    order = order_of(0, 0, ROWS)
     where = int(np.flatnonzero(order == 0)[0]) // 10
     with pytest.warns(UserWarning, match=f"3 updates were skipped.*step {where}$"):
         result = fit(broken, start(), (x, target), loss=mse, optimizer=OPTIMIZER, epochs=3, batch_size=10)
@@ -58,7 +57,7 @@ def test_the_guard_skips_counts_and_names_the_first():
     assert np.isfinite(result.history["loss"]).all()
     step = jax.jit(make_step(supervised(broken, mse), OPTIMIZER))
     state, skipped = TrainState.create(start(), OPTIMIZER), 0
-    for rows in draw_orders(0, 0, 3, ROWS).reshape(15, 10):
+    for rows in orders_of(0, 3, ROWS).reshape(15, 10):
         state, metrics = step(state, Batch(x[rows], target[rows]))
         skipped += int(metrics["skipped"])
     assert skipped == 3
@@ -93,9 +92,7 @@ def test_a_diverging_run_stops_with_finite_parameters():
 def test_a_penalty_is_applied_and_reported_apart():
     x, target = data()
     ridge = penalized(supervised(linear, mse), lambda params: 0.5 * jnp.sum(params["weight"] ** 2))
-    result = fit(
-        None, start(), (x, target), objective=ridge, optimizer=optax.sgd(0.2), epochs=300, validation=(x, target)
-    )
+    result = fit(ridge, start(), (x, target), optimizer=optax.sgd(0.2), epochs=300, validation=(x, target))
     centred = x - x.mean(0)
     gram = 2 / ROWS * centred.T @ centred + np.eye(FEATURES)
     exact = np.linalg.solve(gram, 2 / ROWS * centred.T @ (target - target.mean()))
@@ -118,7 +115,7 @@ def test_settings_of_a_loss_are_learned():
         return loss_sum(barron_nll, linear(params["model"], batch.x), batch.target, **settings)
 
     params = {"model": start(), "loss": spread}
-    result = fit(None, params, (x, target), objective=objective, optimizer=optax.adam(0.05), epochs=400)
+    result = fit(objective, params, (x, target), optimizer=optax.adam(0.05), epochs=400)
     assert 0.02 < float(jnp.exp(result.params["loss"]["log_scale"])) < 0.2
 
 
@@ -160,7 +157,7 @@ def batches(rows, size=16):
 
 
 def test_a_stream_of_batches_is_the_fit_on_arrays():
-    orders = draw_orders(0, 0, 3, ROWS)[:, 0]
+    orders = orders_of(0, 3, ROWS)
 
     class Shuffled:
         epoch = -1
@@ -317,8 +314,8 @@ REFUSED = {
     "a number": ({"data": 3}, TypeError, "iterable"),
     "a policy": ({"nonfinite": "drop"}, ValueError, "'drop'"),
     "no limit": ({"max_skipped": 0}, ValueError, "max_skipped=0"),
-    "no micro-batch": ({"micro_batches": 0}, ValueError, "micro_batches=0"),
-    "uneven micro-batches": ({"micro_batches": 4}, ValueError, "50 rows"),
+    "no micro-batch": ({"batch_size": (0, 4)}, ValueError, "batch_size=(0, 4) must be"),
+    "uneven micro-batches": ({"batch_size": (4, 13)}, ValueError, "50 rows"),
     "batches of nothing": ({"data": [(X, TARGET)], "batch_size": 0}, ValueError, "batch_size=0"),
     "a loss of the wrong shape": ({"loss": lambda pred, target, **_: jnp.zeros(3)}, TypeError, "scalar"),
 }

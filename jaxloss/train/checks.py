@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import linen, nnx
 
 from jaxloss.contract import as_pytree, dtype_of, shown
 from jaxloss.train.objective import Objective, supervised
@@ -19,11 +21,12 @@ __all__ = [
     "Settings",
     "check_at_least_one",
     "check_batch_size",
-    "check_callbacks",
     "check_integer",
     "check_optimizer",
     "check_params",
     "choose_objective",
+    "read_batch_size",
+    "recall_loss",
 ]
 
 MANY = 2**30
@@ -48,8 +51,7 @@ class Settings:
             raise ValueError(f"{name}: epochs must not be negative, got {self.epochs}")
         if self.patience is not None and (not validated or check_integer(name, "patience", self.patience) < 1):
             raise ValueError(f"{name}: patience={self.patience} needs validation data and must be at least 1")
-        for what, value in (("max_skipped", self.max_skipped), ("micro_batches", self.micro_batches)):
-            check_at_least_one(name, what, value)
+        check_at_least_one(name, "max_skipped", self.max_skipped)
         if self.nonfinite not in ("error", "mask"):
             raise ValueError(f"{name}: nonfinite must be 'error' or 'mask', got {self.nonfinite!r}")
 
@@ -65,25 +67,37 @@ class Settings:
         return Limits(min(MANY if self.patience is None else self.patience, MANY), min(self.max_skipped, MANY))
 
 
-def choose_objective(name: str, apply: Any, loss: Any, objective: Any, *, stateful: bool) -> Objective:
-    """The objective, or that of apply and loss."""
-    if objective is not None:
-        if apply is not None or loss is not None:
-            raise TypeError(f"{name}: give either apply and loss, or objective (then apply is None)")
-        if not callable(objective):
-            raise TypeError(f"{name}: objective must be a function of (params, batch), got {shown(objective)}")
-        return as_pytree(objective)
-    if apply is None or loss is None:
-        raise TypeError(f"{name}: needs apply and loss=, or objective=")
-    return supervised(apply, loss, stateful=stateful)
+def choose_objective(name: str, apply: Any, loss: Any, *, stateful: bool) -> Objective:
+    """The objective of apply and loss; without a loss the first argument is one."""
+    if loss is not None:
+        return supervised(apply, loss, stateful=stateful)
+    if not callable(apply) or isinstance(apply, nnx.Module | linen.Module):
+        told = f"the first argument is an objective, a function of (params, batch), got {shown(apply)}"
+        raise TypeError(f"{name}: without loss= {told}")
+    return as_pytree(apply)
 
 
-def check_callbacks(callbacks: Any) -> Sequence[Callable]:
-    """The callbacks; raises `TypeError` for anything but a list of functions."""
-    callbacks = callbacks or ()
-    if not (isinstance(callbacks, Sequence) and all(map(callable, callbacks))):
-        raise TypeError(f"fit: callbacks must be a list of functions of (epoch, state, line), got {shown(callbacks)}")
-    return callbacks
+@contextlib.contextmanager
+def recall_loss(name: str, loss: Any) -> Iterator[None]:
+    """Note on errors of the first step, without a loss, what the first argument then is: it may have been forgotten."""
+    try:
+        yield
+    except Exception as error:
+        if loss is None:
+            error.add_note(f"{name}: without loss= the first argument is an objective, `(params, batch) -> LossSum`")
+        raise
+
+
+def read_batch_size(name: str, batch_size: Any) -> tuple[int | None, int]:
+    """(rows of a step, parts in which they are taken) of an argument `batch_size`."""
+    if not isinstance(batch_size, tuple | list):
+        return batch_size, 1
+    if len(batch_size) != 2:
+        raise TypeError(f"{name}: batch_size must be rows or (micro-batches, rows of each), got {shown(batch_size)}")
+    parts, rows = (check_integer(name, "batch_size", number) for number in batch_size)
+    if min(parts, rows) < 1:
+        raise ValueError(f"{name}: batch_size={tuple(batch_size)} must be of numbers that are at least 1")
+    return parts * rows, parts
 
 
 def check_batch_size(name: str, batch_size: Any, rows: int) -> int:

@@ -14,25 +14,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 
+from jaxloss.contract import shown
 from jaxloss.train.batch import Batch, as_batch, screen
+from jaxloss.train.callbacks import Every, MetricsLog, ProgressLine, Watcher
 from jaxloss.train.checks import (
     Settings,
     check_at_least_one,
     check_batch_size,
-    check_callbacks,
     check_integer,
     check_optimizer,
     check_params,
     choose_objective,
+    read_batch_size,
+    recall_loss,
 )
+from jaxloss.train.compiled import means
 from jaxloss.train.evaluation import evaluated_params
-from jaxloss.train.mesh import DATA_AXIS, Placement
-from jaxloss.train.objective import Objective, has_statistics
-from jaxloss.train.order import Layout
-from jaxloss.train.progress import Progress
-from jaxloss.train.resume import Saver, Standing, describe
+from jaxloss.train.mesh import DATA_AXIS, Placement, Sharding
+from jaxloss.train.objective import has_statistics
+from jaxloss.train.order import Layout, Shuffle
+from jaxloss.train.resume import RunDir, Saver, Standing, describe
 from jaxloss.train.sources import ArraySource, Feed, Pace, Source, Stream, StreamSource, read_mapped
 from jaxloss.train.state import TrainState
 from jaxloss.train.storage import digest
@@ -65,31 +68,23 @@ class NonFiniteError(FloatingPointError):
 
 
 def fit(
-    apply: Callable | None,
+    apply: Callable,
     params: Any,
     data: Any,
     *,
     loss: Callable | None = None,
     optimizer: optax.GradientTransformation,
     epochs: int,
-    batch_size: int | None = None,
+    batch_size: int | tuple[int, int] | None = None,
     validation: Any = None,
     patience: int | None = None,
-    objective: Objective | None = None,
     model_state: Any = None,
     seed: int = 0,
-    micro_batches: int = 1,
     nonfinite: str = "error",
     max_skipped: int = 10,
-    callbacks: Sequence[Callable[[int, TrainState, dict[str, float]], Any]] = (),
-    mesh: Mesh | None = None,
-    shard_params: Callable[[Any, Any], PartitionSpec] | None = None,
-    progress: bool = False,
-    run_dir: str | Path | None = None,
-    resume: bool = False,
-    save_every: float | None = 60.0,
-    keep: int = 3,
-    profile: bool = False,
+    callbacks: Sequence[Callable[[int, TrainState, dict[str, float]], Any] | Every | ProgressLine] = (),
+    run_dir: str | Path | RunDir | None = None,
+    sharding: Mesh | Sharding | None = None,
 ) -> FitResult:
     """Minimise a loss over arrays or over a stream of batches.
 
@@ -98,33 +93,27 @@ def fit(
         batch by batch. Or an iterable of such batches, lists of two or dicts included, one pass an epoch: a list, a
         PyTorch `DataLoader`, a grain dataset, a generator; with more to say of it, a `Stream`.
     validation: whole arrays.
-    loss: any loss; its settings bound with `Partial`. `objective`, in place of apply and loss, for anything else.
+    loss: any loss; its settings bound with `Partial`. Without one the first argument is an objective, `(params, batch)
+        -> LossSum`, such as `supervised` and `penalized` give.
     optimizer: of optax, also one that asks for the loss or searches along a line, such as `optax.lbfgs()`: see
         `make_step`. Where it has other parameters to evaluate than those it steps, as `average_params` does,
         `optax.contrib.schedule_free` and `optax.lookahead` (of `optax.LookaheadParams`), they are validated and
         returned.
     batch_size: rows per step, drawn in a fresh order each epoch that depends on (seed, epoch) alone; the last batch is
         padded, the padding masked. None takes all rows in every step. Of a stream: the rows all batches are padded to,
-        None for those of the first. With batch statistics in `model_state` no batch is padded: the last has a shape of
-        its own, which is compiled too.
+        None for those of the first. A pair (parts, rows) makes a step of so many micro-batches of `rows`, whose
+        gradients add: the memory of one, and the gradient of all. With batch statistics in `model_state` no batch is
+        padded: the last has a shape of its own, which is compiled too.
     patience: stop after this many epochs without a better validation loss.
-    micro_batches: see `make_step`.
     nonfinite: what to do with rows that hold NaN or infinity and are not masked: "error" or "mask".
     max_skipped: an update that is not finite is skipped; after so many `NonFiniteError` is raised.
     callbacks: functions of (epoch, state, that epoch's line of the history), called after every epoch; the fit ends
-        when one returns True.
-    mesh: spreads the rows over its axis "data"; the parameters are on every device, or split by the rule
-        `shard_params(path, leaf) -> PartitionSpec`. In the fit its axes are Auto, and the result lies on it as it is
-        given. Several processes pass the same arrays each, or a part of their own of every batch of a stream.
-    progress: draw a progress line on stderr, if that is a terminal.
-    run_dir: append a line per epoch to `metrics.jsonl` in this folder, and write checkpoints under it: every
-        `save_every` seconds (None: none), at the end, and when SIGTERM asks to stop, after which `Interrupted`, a
-        `SystemExit`, is raised. The last `keep` are kept, and the best. Without it no file is written.
-    resume: go on from the newest whole checkpoint in run_dir, to the same bytes as if it had never stopped; from the
-        start, if there is none. Refused where data, numbers, or the names of functions, the settings they bind and the
-        numbers they close over are not those of the checkpoint; epochs, patience and mesh may differ. The code of
-        functions and the batches of a stream are not compared.
-    profile: write a profiler trace of the first two calls of the compiled program to run_dir.
+        when one returns True. `Every(steps, callback)` for another pace, `ProgressLine()` for a line on the terminal.
+    run_dir: the folder to which a log and checkpoints are written, every minute and at the end; a `RunDir` says more,
+        and goes on with an earlier run. Without one no file is written.
+    sharding: a mesh, over whose axis "data" the rows are split; of a `Sharding` the parameters are, too. In the fit its
+        axes are Auto, and the result lies on it as it is given. Several processes pass the same arrays each, or a part
+        of their own of every batch of a stream.
 
     Memory, in copies of the parameters: theirs and the optimizer's, as of the loop by hand, and one of the best where
     there is validation. Of a state below 64 MiB one more copy is held, to which a block of steps is rolled back if
@@ -142,22 +131,22 @@ def fit(
     (3.0, 2.0)
     """
     seed = check_integer("fit", "seed", seed)
-    settings = Settings(epochs, patience, micro_batches, nonfinite, max_skipped, batch_size, seed)
+    size, micro_batches = read_batch_size("fit", batch_size)
+    settings = Settings(epochs, patience, micro_batches, nonfinite, max_skipped, size, seed)
     settings.check("fit", validated=validation is not None)
-    objective = choose_objective("fit", apply, loss, objective, stateful=model_state is not None)
+    objective = choose_objective("fit", apply, loss, stateful=model_state is not None)
     check_optimizer("fit", optimizer)
     check_params("fit", params)
-    callbacks = check_callbacks(callbacks)
-    if profile and run_dir is None:
-        raise ValueError("fit: profile=True needs a run_dir")
-    placement = Placement.of("fit", mesh, shard_params)
+    audience = _Audience.of(callbacks)
+    folder = RunDir(run_dir) if isinstance(run_dir, str | Path) else run_dir
+    placement = Placement.of("fit", sharding)
     if placement.mesh is not None and DATA_AXIS not in placement.mesh.shape:
         raise ValueError(f"fit: the mesh needs an axis {DATA_AXIS!r}, it has {tuple(placement.mesh.shape)}")
     held_out = None if validation is None else screen("validation", as_batch("validation", validation), nonfinite)
     pads = not has_statistics(model_state)
     feed = as_feed(data, settings, pads)
     saver = Saver(
-        run_dir, save_every, keep, resume,
+        folder,
         lambda: {
             "objective": describe(objective), "optimizer": describe(optimizer),
             "data": digest(feed) if isinstance(feed, Batch) else "a stream",
@@ -175,16 +164,21 @@ def fit(
     with contextlib.ExitStack() as begun:
         begun.callback(source.close)  # if anything goes wrong
         with placement.activate():
-            standing = saver.restore(Standing(source.begin(start), Clock(0, 0), {}))
+            with recall_loss("fit", loss):
+                run = source.begin(start)
+            standing = saver.restore(Standing(run, Clock(0, 0), {}))
         begun.pop_all()
-    if resume:  # patience may be another one now
+    resumed = folder is not None and folder.resume
+    if resumed:  # patience may be another one now
         standing = _reconsider(standing, settings, placement)
-    log = Progress(epochs, source.task.plan.layout.steps, progress, run_dir, standing.clock.epoch if resume else None)
-    loop = _Loop(source, saver, log, placement, callbacks, Pace(log.watches or bool(callbacks)))
+    if folder is not None:
+        audience.watchers.append(MetricsLog(Path(folder.path), standing.clock.epoch if resumed else None))
     with saver, contextlib.ExitStack() as opened:
-        opened.callback(log.close)
         opened.callback(source.close)
-        standing = loop.run(standing, epochs, _trace_of_calls(opened, run_dir) if profile else None)
+        for watcher in audience.watchers:
+            watcher.begin(epochs, source.task.plan.layout.steps)
+            opened.callback(watcher.close)
+        standing = _Loop(source, saver, placement, audience, Pace(audience.present)).run(standing, epochs)
     return _conclude(standing, settings, placement, held_out is not None)
 
 
@@ -213,14 +207,10 @@ def open_source(task: Task, feed: Batch | Feed, settings: Settings, placement: P
     if isinstance(feed, Feed):
         return StreamSource(task, settings.limits, feed, placement)
     layout = Layout.of(feed.rows, settings.batch_size or feed.rows, placement.shards, pads=pads)
-
-    def draw(first: int, count: int, capacity: int) -> jax.Array:
-        """Orders on the devices, each part's with its rows."""
-        return placement.put(layout.draw(settings.seed, first, count, capacity), None, None, DATA_AXIS)
-
     plan = task.plan._replace(layout=layout)
     task = dataclasses.replace(task, data=placement.put_rows(feed), plan=plan)
-    return ArraySource(task, settings.limits, None if layout.steps == 1 else draw, settings.epochs)
+    shuffle = None if layout.steps == 1 else Shuffle.of(layout, [settings.seed])
+    return ArraySource(task, settings.limits, shuffle, placement, settings.epochs)
 
 
 def _reconsider(standing: Standing, settings: Settings, placement: Placement) -> Standing:
@@ -232,12 +222,40 @@ def _reconsider(standing: Standing, settings: Settings, placement: Placement) ->
     return standing._replace(run=run._replace(active=active))
 
 
-def _trace_of_calls(opened: contextlib.ExitStack, run_dir: Any) -> contextlib.ExitStack:
-    """A profiler trace, closed with the stack or before."""
-    trace = opened.enter_context(contextlib.ExitStack())
-    jax.profiler.start_trace(str(run_dir))
-    trace.callback(jax.profiler.stop_trace)
-    return trace
+class _Audience(NamedTuple):
+    """Who looks on: after every epoch, every so many steps, or whenever the host looks up."""
+
+    functions: list[Callable]
+    every: list[Every]
+    watchers: list[Watcher]
+
+    @classmethod
+    def of(cls, callbacks: Any) -> _Audience:
+        """Those of the argument; raises `TypeError` for anything else."""
+        callbacks = callbacks or ()
+        if not isinstance(callbacks, Sequence) or not all(callable(c) or isinstance(c, SPECIAL) for c in callbacks):
+            told = "a list of functions of (epoch, state, line), Every(steps, function) or ProgressLine()"
+            raise TypeError(f"fit: callbacks must be {told}, got {shown(callbacks)}")
+        functions = [callback for callback in callbacks if not isinstance(callback, SPECIAL)]
+        every, watchers = ([c for c in callbacks if isinstance(c, kind)] for kind in SPECIAL)
+        return cls(functions, every, watchers)  # type: ignore[arg-type]
+
+    @property
+    def present(self) -> bool:
+        """Whether anyone looks on; the same in every process."""
+        return any(self)
+
+    def pace(self, steps: int, taken: int) -> int:
+        """How many of these steps until someone is to be called."""
+        return min(steps, *(each.steps - taken % each.steps for each in self.every))
+
+    def due(self, epoch: int | None, step: int | None) -> list[tuple[int, Callable]]:
+        """Those to be called when an epoch has ended, or a step, with its number."""
+        ended = [] if epoch is None else [(epoch, function) for function in self.functions]
+        return ended + ([] if step is None else [(step, e.callback) for e in self.every if step % e.steps == 0])
+
+
+SPECIAL = Every, ProgressLine
 
 
 class _Loop(NamedTuple):
@@ -245,42 +263,45 @@ class _Loop(NamedTuple):
 
     source: Source
     saver: Saver
-    log: Progress
     placement: Placement
-    callbacks: Sequence[Callable]
+    audience: _Audience
     pace: Pace
 
-    def run(self, standing: Standing, epochs: int, trace: contextlib.ExitStack | None) -> Standing:
-        """Up to so many epochs; the trace is closed after the second call."""
-        going, calls = standing.clock == Clock(0, 0) or bool(standing.run.active), 0
+    def run(self, standing: Standing, epochs: int) -> Standing:
+        """Up to so many epochs."""
+        audience, going = self.audience, standing.clock == Clock(0, 0) or bool(standing.run.active)
+        taken = int(standing.run.state.step) if audience.every else 0
         while standing.clock.epoch < epochs and going:
             (run, clock, history), started = standing, time.perf_counter()
+            end = clock.epoch + 1 if audience.functions or audience.every else epochs
+            steps = audience.pace(self.pace.steps, taken) if audience.every else self.pace.steps
             with self.placement.activate():
-                done = self.source.advance(run, clock, self.pace.steps, clock.epoch + 1 if self.callbacks else epochs)
-            seconds, calls = time.perf_counter() - started, calls + 1
-            if trace is not None and calls == 2:
-                trace.close()
+                done = self.source.advance(run, clock, steps, end)
+            seconds = time.perf_counter() - started
             for name, curve in done.curves.items():
                 history.setdefault(name, []).append(curve)
-            self.log.report(clock.epoch, done.curves, seconds)
-            standing, going = Standing(done.run, done.clock, history), done.going
-            if done.clock.epoch > clock.epoch:
-                going = not self._call_back(standing, done.curves) and going
+            for watcher in audience.watchers:
+                watcher.report(clock.epoch, done.curves, seconds)
+            standing, before = Standing(done.run, done.clock, history), taken
+            taken = int(done.run.state.step) if audience.every else 0
+            due = audience.due(
+                done.clock.epoch if done.clock.epoch > clock.epoch else None, taken if taken > before else None
+            )
+            going = not (due and self._call_back(due, standing, done.curves)) and done.going
             self.pace.adapt(seconds)
             if self.pace.watched:
                 with self.placement.activate():
                     self.saver.save_if_due(standing, over=standing.clock.epoch >= epochs or not going)
         return standing
 
-    def _call_back(self, standing: Standing, curves: dict[str, np.ndarray]) -> bool:
-        """Whether a callback asks to stop."""
-        if not self.callbacks:
-            return False
-        line = {name: float(curve[0]) for name, curve in curves.items()}
+    def _call_back(self, due: list[tuple[int, Callable]], standing: Standing, curves: dict[str, np.ndarray]) -> bool:
+        """Whether a callback asks to stop. The line is that of the epoch ended, else the means of the epoch so far."""
+        line = {name: float(curve[-1]) for name, curve in curves.items() if len(curve)}
+        line = line or {name: float(value) for name, value in means(standing.run.sums).items()}
         with self.placement.activate():
             state = jax.tree.map(jnp.copy, standing.run.state)  # the next call takes the run's arrays
         state = self.placement.give_back(state)
-        answers = [callback(standing.clock.epoch, state, line) for callback in self.callbacks]
+        answers = [callback(number, state, line) for number, callback in due]
         return any(isinstance(answer, bool | np.bool_) and bool(answer) for answer in answers)
 
 

@@ -22,10 +22,12 @@ from jaxloss.train.checks import (
     check_optimizer,
     check_params,
     choose_objective,
+    read_batch_size,
+    recall_loss,
 )
 from jaxloss.train.mesh import Placement
-from jaxloss.train.objective import Objective, has_statistics
-from jaxloss.train.order import Layout, draw_orders
+from jaxloss.train.objective import has_statistics
+from jaxloss.train.order import Layout, Shuffle
 from jaxloss.train.sources import ArraySource
 from jaxloss.train.task import Clock, Plan, Start, Task
 
@@ -46,27 +48,23 @@ class FitManyResult(NamedTuple):
 
 
 def fit_many(
-    apply: Callable | None,
+    apply: Callable,
     params: Any,
     data: Any,
     *,
     loss: Callable | None = None,
     optimizer: optax.GradientTransformation | Callable[..., optax.GradientTransformation],
     epochs: int,
-    batch_size: int | None = None,
+    batch_size: int | tuple[int, int] | None = None,
     seeds: Any = None,
     rows: Any = None,
-    loss_settings: Mapping[str, Any] | None = None,
-    optimizer_settings: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
     validation: Any = None,
-    validation_rows: Any = None,
     patience: int | None = None,
-    objective: Objective | None = None,
     model_state: Any = None,
-    micro_batches: int = 1,
     nonfinite: str = "error",
     max_skipped: int = 10,
-    mesh: Mesh | None = None,
+    sharding: Mesh | None = None,
 ) -> FitManyResult:
     """Train K members at once, by `vmap`: each as `fit` would train it alone, with its own seed, rows and settings.
 
@@ -74,11 +72,14 @@ def fit_many(
         So too `model_state`.
     seeds: K integers, of the members' orders and random keys; default 0, 1, ….
     rows: integers of shape (K, n): the rows of `data` each member learns from, in any number of repetitions; −1 fills
-        up a shorter list. Default: all. validation_rows: those it is validated on, in place of `validation`.
-    loss_settings: settings of the loss, by name, each an array whose first axis is the members'. Given to `objective`
-        as keywords if there is one.
-    optimizer_settings: the same for the optimizer, which is then a function of them, such as `optax.adamw`.
-    mesh: spreads the members over the devices of its one axis; nothing is communicated but whether to go on.
+        up a shorter list. Default: all.
+    settings: `{"loss": …, "optimizer": …}`, each by name arrays whose first axis is the members'. The loss, or the
+        objective if there is none, is given its own as keywords; the optimizer is a function of its own, such as
+        `optax.adamw`.
+    validation: rows that all members share, as of `fit`; or integers of shape (K, m), as `rows`: those of `data` that
+        each is validated on.
+    sharding: a mesh, over the devices of whose one axis the members are spread; nothing is communicated but whether to
+        go on.
 
     The rest is that of `fit`. A member whose patience ends, or that has `max_skipped` updates skipped, is done and the
     others go on; the latter is told in a warning.
@@ -89,41 +90,43 @@ def fit_many(
     >>> start = {"slope": jnp.zeros(3), "intercept": jnp.zeros(3)}
     >>> rates = {"learning_rate": jnp.array([0.01, 0.1, 0.3])}
     >>> result = fit_many(
-    ...     line, start, (x, 3 * x + 2), loss=huber, optimizer=optax.sgd, optimizer_settings=rates, epochs=100
+    ...     line, start, (x, 3 * x + 2), loss=huber, optimizer=optax.sgd, settings={"optimizer": rates}, epochs=100
     ... )
     >>> result.history["loss"][:, -1].round(3).tolist()
     [1.077..., 0.00..., 0.0]
     """
-    settings = Settings(epochs, patience, micro_batches, nonfinite, max_skipped, batch_size)
-    settings.check("fit_many", validated=validation is not None or validation_rows is not None)
-    objective = choose_objective("fit_many", apply, loss, objective, stateful=model_state is not None)
+    size, micro_batches = read_batch_size("fit_many", batch_size)
+    numbers = Settings(epochs, patience, micro_batches, nonfinite, max_skipped, size)
+    numbers.check("fit_many", validated=validation is not None)
+    objective = choose_objective("fit_many", apply, loss, stateful=model_state is not None)
     members = _count_members(params, model_state)
     seeds = np.arange(members) if seeds is None else np.asarray(seeds)
     if not np.issubdtype(seeds.dtype, np.integer):
         raise TypeError(f"fit_many: seeds must be integers, got {seeds.dtype}")
-    own = _settings_of_members(members, loss, {"loss": loss_settings, "optimizer": optimizer_settings}, seeds)
+    own = _settings_of_members(members, loss, settings, seeds)
     if own["optimizer"] and (isinstance(optimizer, optax.GradientTransformation) or not callable(optimizer)):
-        raise TypeError("fit_many: with optimizer_settings, optimizer is a function of them, such as optax.adamw")
+        raise TypeError("fit_many: with settings of its own, optimizer is a function of them, such as optax.adamw")
     if not own["optimizer"]:
         check_optimizer("fit_many", optimizer)
     check_params("fit_many", params)
-    placement = Placement.of("fit_many", mesh)
+    placement = Placement.of("fit_many", sharding)
     if placement.mesh is not None and len(placement.mesh.axis_names) != 1:
         raise ValueError(f"fit_many: the mesh needs one axis, that of the members, it has {placement.mesh.axis_names}")
     batch = screen("data", as_batch("data", data), nonfinite)
-    held_out = None if validation is None else screen("validation", as_batch("validation", validation), nonfinite)
-    if validation is not None and validation_rows is not None:
-        raise TypeError("fit_many: give validation or validation_rows, not both")
-    if validation_rows is not None:
-        own["held_out"] = _check_rows("validation_rows", validation_rows, members, batch.rows)
+    held_out = None
+    if isinstance(validation, np.ndarray | jax.Array):
+        own["held_out"] = _check_rows("validation", validation, members, batch.rows)
+    elif validation is not None:
+        held_out = screen("validation", as_batch("validation", validation), nonfinite)
+    filled = functools.partial(_fill_devices, placement)
     pads = not has_statistics(model_state)
     if rows is None:
-        layout = Layout.of(batch.rows, check_batch_size("fit_many", batch_size, batch.rows), 1, pads=pads)
-        draw = None if layout.steps == 1 else functools.partial(_draw_all, layout, seeds)
+        layout = Layout.of(batch.rows, check_batch_size("fit_many", size, batch.rows), 1, pads=pads)
+        shuffle = None if layout.steps == 1 else Shuffle.of(layout, filled(seeds))
     else:
         chosen = _check_rows("rows", rows, members, batch.rows)
-        layout = _layout_of_chosen(chosen, batch.rows, check_batch_size("fit_many", batch_size, chosen.shape[1]), pads)
-        draw = functools.partial(_draw_chosen, layout, seeds, chosen)
+        layout = _layout_of_chosen(chosen, check_batch_size("fit_many", size, chosen.shape[1]), pads)
+        shuffle = Shuffle.of(layout, filled(seeds), filled(chosen))
 
     share, spread = (functools.partial(_put, placement, split) for split in (False, True))
     task = Task(
@@ -134,19 +137,19 @@ def fit_many(
         optimizer,
         Plan(micro_batches, layout=layout, many=True),
     )
-    source = ArraySource(task, settings.limits, draw and (lambda *epochs: spread(draw(*epochs))), epochs)
+    source = ArraySource(task, numbers.limits, shuffle, placement, epochs)
     start = Start(*(spread(tree) for tree in (params, model_state, seeds.astype(np.uint32))))
     clock, going, parts = Clock(0, 0), True, []
     with placement.activate():
-        run = source.begin(start)
+        with recall_loss("fit_many", loss):
+            run = source.begin(start)
         while clock.epoch < epochs and going:
             run, clock, going, ended = source.advance(run, clock, MANY, epochs)
             parts.append(ended)
         run = jax.tree.map(lambda leaf: leaf[:members], run._replace(state=None, sums=None))
-    validated = held_out is not None or validation_rows is not None
     skipped = np.minimum(np.asarray(run.skipped), max_skipped)
     _warn_of_lost(skipped, max_skipped)
-    history = _history(parts, members, validated)
+    history = _history(parts, members, validation is not None)
     return FitManyResult(placement.give_back(run.best_params), history, np.asarray(run.best_epoch), skipped)
 
 
@@ -158,11 +161,15 @@ def _put(placement: Placement, split: bool, tree: Any) -> Any:
             return jnp.asarray(leaf)
         if not split:
             return placement.put(leaf)
-        fill = -len(leaf) % placement.mesh.size  # the last member again: the devices have equally many
-        repeated = jnp.concatenate([leaf, jnp.repeat(leaf[-1:], fill, 0)]) if fill else leaf
-        return placement.put(repeated, *placement.mesh.axis_names)
+        return placement.put(_fill_devices(placement, leaf), *placement.mesh.axis_names)
 
     return jax.tree.map(put, tree)
+
+
+def _fill_devices(placement: Placement, leaf: Any) -> Any:
+    """The members with the last again, so that the devices have equally many."""
+    fill = 0 if placement.mesh is None else -len(leaf) % placement.mesh.size
+    return (np if isinstance(leaf, np.ndarray) else jnp).concatenate([leaf, *[leaf[-1:]] * fill]) if fill else leaf
 
 
 def _history(parts: list[dict[str, np.ndarray]], members: int, validated: bool) -> dict[str, np.ndarray]:
@@ -177,18 +184,18 @@ def _history(parts: list[dict[str, np.ndarray]], members: int, validated: bool) 
 
 
 def _settings_of_members(
-    members: int, loss: Any, given: dict[str, Mapping[str, Any] | None], seeds: np.ndarray
+    members: int, loss: Any, given: Mapping[str, Mapping[str, Any]] | None, seeds: np.ndarray
 ) -> dict[str, Any]:
     """The settings by kind and name as arrays; raises for those that are not the members'."""
-    settings: dict[str, Any] = {}
-    for kind, values in given.items():
-        if not isinstance(values or {}, Mapping):
-            raise TypeError(f"fit_many: {kind}_settings must be arrays by name, got {shown(values)}")
-        for name, value in (values or {}).items():
+    settings: dict[str, Any] = {"loss": {}, "optimizer": {}}
+    if not isinstance(given or {}, Mapping) or not {*(given or {})} <= settings.keys():
+        raise TypeError(f"fit_many: settings must be those of 'loss' and of 'optimizer', got {shown(given)}")
+    for kind, values in (given or {}).items():
+        if not isinstance(values, Mapping):
+            raise TypeError(f"fit_many: settings of {kind!r} must be arrays by name, got {shown(values)}")
+        for name, value in values.items():
             check_number("fit_many", name, value)
-        settings[kind] = {
-            name: value if isinstance(value, jax.Array) else np.asarray(value) for name, value in (values or {}).items()
-        }
+            settings[kind][name] = value if isinstance(value, jax.Array) else np.asarray(value)
     for name, values in {"seeds": seeds, **settings["loss"], **settings["optimizer"]}.items():
         if jnp.shape(values)[:1] != (members,):
             raise ShapeError(f"fit_many: {name} has shape {jnp.shape(values)}, but there are {members} members")
@@ -219,36 +226,16 @@ def _check_rows(name: str, rows: Any, members: int, total: int) -> np.ndarray:
     return chosen.astype(np.int32)
 
 
-def _draw_all(layout: Layout, seeds: np.ndarray, first: int, count: int, capacity: int) -> np.ndarray:
-    """The members' orders of all rows, of shape (members, epochs, steps, 1, places)."""
-    return np.stack([layout.draw(int(seed), first, count, capacity) for seed in seeds])
-
-
-def _layout_of_chosen(chosen: np.ndarray, total: int, size: int, pads: bool) -> Layout:
+def _layout_of_chosen(chosen: np.ndarray, size: int, pads: bool) -> Layout:
     """The layout where every member has rows of its own."""
     number, sizes = chosen.shape[1], (chosen >= 0).sum(1)
     steps = -(-number // size)
     if not pads:
         if len(set(sizes.tolist())) > 1:
             raise ValueError(f"fit_many: members with batch statistics need equally many rows, got {sizes.tolist()}")
-        return Layout.of(number, size, 1, pads=False)._replace(rows=total)
+        return Layout.of(number, size, 1, pads=False)
     sparse = bool((-(-sizes // size) < steps).any())
-    return Layout(1, total, (size,), steps, bool((chosen < 0).any()) or steps * size != number, sparse)
-
-
-def _draw_chosen(
-    layout: Layout, seeds: np.ndarray, chosen: np.ndarray, first: int, count: int, capacity: int
-) -> np.ndarray:
-    """The members' orders of their own rows, of shape (members, epochs, steps, 1, places)."""
-    if layout.steps == 1:
-        return chosen[:, None, None, None, :]
-    (size,) = layout.sizes
-    drawn = np.full((len(chosen), capacity, layout.steps * size), -1, np.int32)
-    for member, rows in enumerate(chosen):
-        present = rows[rows >= 0]
-        for epoch, (order,) in enumerate(draw_orders(int(seeds[member]), first, count, len(present))):
-            drawn[member, epoch, : len(present)] = present[order]
-    return drawn.reshape(len(chosen), capacity, layout.steps, 1, size)
+    return Layout(1, number, (size,), steps, bool((chosen < 0).any()) or steps * size != number, sparse)
 
 
 def _warn_of_lost(skipped: np.ndarray, limit: int) -> None:

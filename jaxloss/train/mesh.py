@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,12 +16,21 @@ from jax.tree_util import keystr
 
 from jaxloss.contract import shown
 from jaxloss.train.batch import Batch, mask_rows, pad
-from jaxloss.train.order import Layout
+from jaxloss.train.order import Layout, Shuffle
 
-__all__ = ["DATA_AXIS", "Placement", "select", "sum_parts"]
+__all__ = ["DATA_AXIS", "Placement", "Sharding", "select", "sum_parts"]
 
 DATA_AXIS = "data"
 """The mesh axis over which rows are split."""
+
+
+class Sharding(NamedTuple):
+    """How a fit is spread over devices, where the rows are split and the parameters too."""
+
+    mesh: Mesh
+    """One of `jax.make_mesh`, with an axis "data" over which the rows are split."""
+    params: Callable[[Any, Any], PartitionSpec] | None = None
+    """`params(path, leaf) -> PartitionSpec` says how a parameter is split; None has all of them on every device."""
 
 
 class Placement(NamedTuple):
@@ -34,14 +44,13 @@ class Placement(NamedTuple):
     """`rule(path, leaf)` says how a parameter is split; None has all of them on every device."""
 
     @classmethod
-    def of(cls, name: str, mesh: Any, rule: Any = None) -> Placement:
+    def of(cls, name: str, sharding: Any) -> Placement:
         """The placement on a mesh of `jax.make_mesh`, whatever the types of its axes are."""
-        if mesh is None:
-            if rule is not None:
-                raise ValueError(f"{name}: shard_params needs a mesh")
+        if sharding is None:
             return cls(None, None)
+        mesh, rule = sharding if isinstance(sharding, Sharding) else (sharding, None)
         if not isinstance(mesh, Mesh):
-            raise TypeError(f"{name}: mesh must be one of jax.make_mesh, got {shown(mesh)}")
+            raise TypeError(f"{name}: sharding must be a mesh of jax.make_mesh or a Sharding of one, got {shown(mesh)}")
         axis_types = (AxisType.Auto,) * len(mesh.axis_names)
         return cls(mesh, Mesh(mesh.devices, mesh.axis_names, axis_types=axis_types), rule)
 
@@ -49,6 +58,27 @@ class Placement(NamedTuple):
     def shards(self) -> int:
         """Parts that the rows are split into."""
         return 1 if self.mesh is None else self.mesh.shape[DATA_AXIS]
+
+    @property
+    def is_host(self) -> bool:
+        """Whether the devices are the host's own cores."""
+        devices = jnp.zeros(()).devices() if self.mesh is None else self.mesh.devices.flat
+        return next(iter(devices)).platform == "cpu"
+
+    def draw(self, shuffle: Shuffle, many: bool, first: int, needed: int, capacity: int) -> jax.Array:
+        """The orders of so many epochs after the `first`, on the devices, with room for `capacity`.
+
+        The rows of one run are split over the mesh, or many runs are. On a CPU NumPy draws them, whose sort is the
+        quicker one; on an accelerator the devices do, and the host sends nothing and does not wait.
+        """
+        axes = () if self.mesh is None else self.mesh.axis_names if many else (None, None, DATA_AXIS)
+        if not self.is_host:
+            sharding = None if self.mesh is None else NamedSharding(self.mesh, PartitionSpec(*axes))
+            return _draw_on_devices(shuffle, many, np.uint32(first), capacity, sharding)
+        orders = shuffle.draw(np.arange(first, first + needed, dtype=np.uint32))
+        if shuffle.layout.steps > 1 and needed < capacity:
+            orders = np.pad(orders, [(0, 0), (0, capacity - needed), *[(0, 0)] * 3], constant_values=-1)
+        return self.put(orders if many else orders[0], *axes)
 
     def activate(self) -> contextlib.AbstractContextManager:
         """Put the mesh in the place of one that `jax.set_mesh` has set, whose axes may be of other types."""
@@ -103,12 +133,18 @@ class Placement(NamedTuple):
         def put(path: Any, leaf: Any) -> jax.Array:
             spec = PartitionSpec() if self.rule is None else self.rule(path, leaf)
             if not isinstance(spec, PartitionSpec):
-                raise TypeError(
-                    f"fit: shard_params must give a PartitionSpec, got {shown(spec)} of params{keystr(path)}"
-                )
+                told = f"got {shown(spec)} of params{keystr(path)}"
+                raise TypeError(f"fit: the params of a Sharding must give a PartitionSpec, {told}")
             return self.put(leaf, *spec)
 
         return jax.tree_util.tree_map_with_path(put, params)
+
+
+@functools.partial(jax.jit, static_argnames=("many", "capacity", "sharding"))
+def _draw_on_devices(shuffle: Shuffle, many: bool, first: Any, capacity: int, sharding: Any) -> jax.Array:
+    orders = shuffle.draw(first + jnp.arange(capacity, dtype=jnp.uint32))
+    orders = orders if many else orders[0]
+    return orders if sharding is None else lax.with_sharding_constraint(orders, sharding)
 
 
 @jax.jit

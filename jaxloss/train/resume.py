@@ -23,7 +23,7 @@ from jaxloss.train.processes import gathered
 from jaxloss.train.storage import digest
 from jaxloss.train.task import Clock, Run
 
-__all__ = ["Interrupted", "Saver", "Standing", "describe"]
+__all__ = ["Interrupted", "RunDir", "Saver", "Standing", "describe"]
 
 
 class Interrupted(SystemExit):
@@ -44,26 +44,44 @@ class Standing(NamedTuple):
         return {name: np.concatenate(parts) for name, parts in self.history.items()}
 
 
+@dataclasses.dataclass(frozen=True)
+class RunDir:
+    """The folder of a run: a line for each epoch in `metrics.jsonl`, and checkpoints.
+
+    save_every: seconds between two checkpoints; one more is written at the end, and when SIGTERM asks to stop, after
+        which `Interrupted`, a `SystemExit`, is raised. None: none is written.
+    keep: how many of the newest to keep; the best is kept beside them.
+    resume: go on from the newest whole checkpoint, to the same bytes as if the run had never stopped; from the start,
+        if there is none. Refused where data, numbers, or the names of functions, the settings they bind and the numbers
+        they close over are not those of the checkpoint; epochs, patience and devices may differ. The code of functions
+        and the batches of a stream are not compared.
+    """
+
+    path: str | Path
+    save_every: float | None = 60.0
+    keep: int = 3
+    resume: bool = False
+
+    def __post_init__(self) -> None:
+        if self.resume and self.save_every is None:
+            raise ValueError("RunDir: resume=True needs checkpoints: give save_every a number of seconds")
+
+
 class Saver:
     """The checkpoints of a fit, or nothing at all without a folder.
 
-    every: seconds between two checkpoints; one is also written at the end, and when a signal asks to stop.
     config: tells what the run depends on; one that resumes must have the same.
     """
 
-    def __init__(
-        self, run_dir: str | Path | None, every: float | None, keep: int, resume: bool, config: Callable[[], dict]
-    ):
-        self.checkpoints = None
+    def __init__(self, run_dir: RunDir | None, config: Callable[[], dict]):
+        self.checkpoints, every = None, None if run_dir is None else run_dir.save_every
         if run_dir is not None and every is not None:
-            self.checkpoints = Checkpoints(Path(run_dir) / "checkpoints", keep=keep, config=config())
-            if self.checkpoints.steps and not resume:
+            self.checkpoints = Checkpoints(Path(run_dir.path) / "checkpoints", keep=run_dir.keep, config=config())
+            if self.checkpoints.steps and not run_dir.resume:
                 raise ValueError(
-                    f"fit: {run_dir} holds checkpoints of an earlier run: go on with it by resume=True, or choose "
-                    "another run_dir"
+                    f"fit: {run_dir.path} holds checkpoints of an earlier run: go on with it by "
+                    f"run_dir=RunDir({str(run_dir.path)!r}, resume=True), or choose another folder"
                 )
-        elif resume:
-            raise ValueError("fit: resume=True needs a run_dir, and save_every a number of seconds")
         self.every, self.saved = every, time.monotonic()
         self.interruption = Interruption()
 
@@ -97,8 +115,8 @@ class Saver:
         self.checkpoints.save(step, _tree_of(standing), metric=metric[0] if metric else None, notes=notes)
         self.saved = time.monotonic()
         if stopped and not over:
-            place = self.checkpoints.folder
-            print(f"fit: stopped by a signal after step {step}, saved in {place}: resume=True", file=sys.stderr)
+            told = f"saved in {self.checkpoints.folder}: go on by RunDir(…, resume=True)"
+            print(f"fit: stopped by a signal after step {step}, {told}", file=sys.stderr)
             raise Interrupted(128 + stopped[0])
 
     def __enter__(self) -> Saver:
@@ -111,7 +129,7 @@ class Saver:
             self.interruption.__exit__(kind, error, trace)
         lost = isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1
         if lost and not isinstance(error, CheckpointError):
-            repair = "start all processes again" + ("" if self.checkpoints is None else ", with resume=True")
+            repair = "start all processes again" + ("" if self.checkpoints is None else ", with RunDir(…, resume=True)")
             raise RuntimeError(f"fit: another process is gone, or cannot be reached: {repair}") from error
 
 

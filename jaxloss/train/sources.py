@@ -15,7 +15,7 @@ from jaxloss.train.batch import Batch, as_batch, mask_rows, pad, screen
 from jaxloss.train.checks import MANY, check_at_least_one
 from jaxloss.train.compiled import BLOCK, begin, close_epoch, means, step_once, train
 from jaxloss.train.mesh import Placement
-from jaxloss.train.order import draw_orders
+from jaxloss.train.order import Shuffle, draw_orders, words_of
 from jaxloss.train.processes import gathered
 from jaxloss.train.state import TrainState
 from jaxloss.train.task import Clock, Control, Limits, Run, Start, Status, Task
@@ -76,16 +76,15 @@ class Advance(NamedTuple):
 class ArraySource:
     """Whole arrays: the epochs run inside one program, several to a call when they are short.
 
-    draw: `draw(first, count, capacity)`, the orders on the devices of `count` epochs after the `first`; None where
-        every step takes all rows.
+    shuffle: None where every step takes all rows.
     epochs: no orders are drawn beyond.
     """
 
-    def __init__(self, task: Task, limits: Limits, draw: Callable[[int, int, int], Any] | None, epochs: int):
-        layout = task.plan.layout
-        capacity = max(1, min(STEPS_PER_CALL // layout.steps, ORDERS_PER_CALL // (layout.rows * layout.shards)))
+    def __init__(self, task: Task, limits: Limits, shuffle: Shuffle | None, placement: Placement, epochs: int):
+        layout, runs = task.plan.layout, 1 if shuffle is None else len(shuffle.seeds)
+        capacity = max(1, min(STEPS_PER_CALL // layout.steps, ORDERS_PER_CALL // (layout.rows * layout.shards * runs)))
         self.task, self.limits = dataclasses.replace(task, plan=task.plan._replace(capacity=capacity)), limits
-        self.capacity, self.draw, self.epochs = capacity, draw, epochs
+        self.capacity, self.shuffle, self.placement, self.epochs = capacity, shuffle, placement, epochs
         self.guard: Any = False
         self.orders: Any = None
         self.first = -1
@@ -100,16 +99,17 @@ class ArraySource:
 
     def _draw(self, epoch: int) -> None:
         """The orders of the epochs from this one on, unless they are there."""
-        if self.draw is None or (self.orders is not None and 0 <= epoch - self.first < self.capacity):
+        if self.shuffle is None or (self.orders is not None and 0 <= epoch - self.first < self.capacity):
             return
         self.first = epoch
-        self.orders = self.draw(epoch, max(min(self.capacity, self.epochs - epoch), 0), self.capacity)
+        needed = max(min(self.capacity, self.epochs - epoch), 0)
+        self.orders = self.placement.draw(self.shuffle, self.task.plan.many, epoch, needed, self.capacity)
 
     def advance(self, run: Run, clock: Clock, steps: int, end: int) -> Advance:
         """Up to so many steps, and no further than that epoch, or than the orders reach."""
         self._draw(clock.epoch)
         began = clock.epoch
-        end = min(end, (began if self.draw is None else self.first) + self.capacity)
+        end = min(end, (began if self.shuffle is None else self.first) + self.capacity)
         while True:
             guard = self.guard or steps == 0
             task = dataclasses.replace(self.task, plan=self.task.plan._replace(guard=guard))
@@ -294,10 +294,10 @@ def read_mapped(data: Batch, batch_size: int, seed: int) -> Callable[[int], Iter
 
     Of each batch a process reads its own share.
     """
-    rows, share = data.rows, -(-batch_size // jax.process_count())
+    rows, share, seeds = data.rows, -(-batch_size // jax.process_count()), words_of([seed])
 
     def passes(epoch: int) -> Iterator[Batch]:
-        order = draw_orders(seed, epoch, 1, rows)[0, 0]
+        order = draw_orders(seeds, np.array([epoch], np.uint32), rows)[0, 0, 0]
         for start in range(0, rows, batch_size):
             mine = start + jax.process_index() * share
             index = np.sort(order[mine : min(mine + share, start + batch_size)])

@@ -8,7 +8,7 @@ import optax
 from flax import nnx
 
 from jaxloss import mse
-from jaxloss.train import fit, functional
+from jaxloss.train import RunDir, fit, functional
 
 folder, epochs, seconds, *of_two = sys.argv[1:]
 mesh = None
@@ -34,8 +34,8 @@ apply, params, model_state = functional(Net(nnx.Rngs(0)))
 print("ready", flush=True)
 result = fit(
     apply, params, (x, target), loss=mse, model_state=model_state, optimizer=optax.adam(1e-2), epochs=int(epochs),
-    batch_size=32, validation=(x[:100], target[:100]), mesh=mesh, run_dir=folder, resume=True,
-    save_every=float(seconds),
+    batch_size=32, validation=(x[:100], target[:100]), sharding=mesh,
+    run_dir=RunDir(folder, save_every=float(seconds), resume=True),
 )  # fmt: skip
 leaves = jax.tree.leaves((result.params, result.state.params, result.state.opt_state))
 print("digest", *(np.asarray(leaf).tobytes().hex() for leaf in leaves))

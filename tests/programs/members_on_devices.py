@@ -17,7 +17,7 @@ mesh = jax.make_mesh((2,), ("member",))
 settings = {"loss": mse, "optimizer": optax.adam(0.05), "epochs": 9, "batch_size": 16}
 settings |= {"validation": data(seed=2), "patience": 3}
 start = starts()
-spread = fit_many(linear, start, data(), mesh=mesh, **settings)
+spread = fit_many(linear, start, data(), sharding=mesh, **settings)
 (program,) = Path(sys.argv[1]).glob("*jit_train*after_optimizations.txt")
 print(sorted(set(re.findall(rf"({KINDS})(?:-start)?[(]", program.read_text()))))
 alone = fit_many(linear, start, data(), **settings)

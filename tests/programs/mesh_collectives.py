@@ -30,7 +30,7 @@ for row in ROWS:
     weights, where = np.linspace(0.5, 2, 48, dtype=np.float32)[:, None], (np.arange(96) % 3 > 0).reshape(48, 2)
     fit(
         line, start, Batch(x, targets, weights, where), loss=Partial(row.loss, **row.usual), optimizer=optax.sgd(1e-4),
-        epochs=1, batch_size=20, micro_batches=5, mesh=mesh,
+        epochs=1, batch_size=(5, 4), sharding=mesh,
     )  # fmt: skip
 programs = list(Path(sys.argv[1]).glob("*jit_train*after_optimizations.txt"))
 assert len(programs) == len(ROWS), len(programs)

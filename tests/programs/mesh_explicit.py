@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 from mesh_problem import batch, losses, net, optimizer, params
 
 from jaxloss import mse
-from jaxloss.train import fit_many
+from jaxloss.train import RunDir, Sharding, fit_many
 
 jax.config.update("jax_num_cpu_devices", 4)
 mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Explicit,))
@@ -27,11 +27,11 @@ def callback(epoch, state, line):
 def both(ambient):
     assert jax.sharding.get_abstract_mesh().empty != ambient
     with tempfile.TemporaryDirectory() as folder:
-        settings = {"mesh": mesh, "validation": (on.x, jnp.nan_to_num(on.target)), "callbacks": [callback]}
+        settings = {"sharding": mesh, "validation": (on.x, jnp.nan_to_num(on.target)), "callbacks": [callback]}
         first = losses(on, 3, run_dir=folder, **settings)
-        again = losses(on, 5, run_dir=folder, resume=True, **settings)
-    stream = losses([jax.tree.map(lambda leaf: leaf[:40], batch)], 5, mesh=mesh)
-    many = fit_many(net, stacked, batch, loss=mse, optimizer=optimizer, epochs=5, mesh=mesh)
+        again = losses(on, 5, run_dir=RunDir(folder, resume=True), **settings)
+    stream = losses([jax.tree.map(lambda leaf: leaf[:40], batch)], 5, sharding=mesh)
+    many = fit_many(net, stacked, batch, loss=mse, optimizer=optimizer, epochs=5, sharding=mesh)
     for result in (first, again, stream, many):
         for leaf in jax.tree.leaves(result.params):
             assert leaf.sharding.mesh == mesh, leaf.sharding
@@ -45,12 +45,12 @@ with jax.set_mesh(mesh):
     assert both(True) == outside
 assert len(seen) == 10, seen
 for name, wrong, word in (
-    ("mesh", {"mesh": 4}, "jax.make_mesh, got 4"),
-    ("shard_params", {"mesh": mesh, "shard_params": lambda path, leaf: None}, "got None of params['in']"),
+    ("sharding", {"sharding": 4}, "of one, got 4"),
+    ("Sharding", {"sharding": Sharding(mesh, lambda path, leaf: None)}, "got None of params['in']"),
 ):
     with pytest.raises(TypeError, match=name) as told:
         losses(**wrong)
     assert word in str(told.value), told.value
 with pytest.raises(ValueError, match="one axis"):
-    fit_many(net, stacked, batch, loss=mse, optimizer=optimizer, epochs=1, mesh=jax.make_mesh((2, 2), ("a", "b")))
+    fit_many(net, stacked, batch, loss=mse, optimizer=optimizer, epochs=1, sharding=jax.make_mesh((2, 2), ("a", "b")))
 print("served")

@@ -16,10 +16,10 @@ if of_two:
     assert jax.process_count() == 2
     mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType[axes],))
     with jax.set_mesh(mesh):
-        result = losses(mesh=mesh)
+        result = losses(sharding=mesh)
     assert {leaf.sharding.mesh for leaf in jax.tree.leaves(result.state)} == {mesh}
     parts = [Batch(*(leaf[first + 25 * rank :][:25] for leaf in batch)) for first in firsts]
-    streamed = losses(parts, epochs=20, mesh=mesh)
+    streamed = losses(parts, epochs=20, sharding=mesh)
 else:
     result = losses()
     streamed = losses([Batch(*(leaf[first : first + 50] for leaf in batch)) for first in firsts], epochs=20)

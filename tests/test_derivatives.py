@@ -79,7 +79,6 @@ def test_vmap_and_scan_are_loops(row):
     close(carry, loop[0].sum())
 
 
-@pytest.mark.usefixtures("eager")
 @each_kind_of_loss
 def test_closed_forms_agree_with_automatic_differentiation(row):
     """Value, all first and all second derivatives, mixed ones too, in pred, target and every setting."""

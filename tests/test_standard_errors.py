@@ -182,7 +182,7 @@ def test_prior_weights_of_counts():
     assert 0.9 < ratio(loss, means, whole) < 1.1
 
 
-@pytest.mark.parametrize("name", ["epsilon 2", "quantile 0.9", "tukey"])
+@pytest.mark.parametrize("name", [pytest.param("epsilon 2", marks=pytest.mark.slow), "quantile 0.9", "tukey"])
 def test_few_data_sets(name):
     """The above in small: the spread over 300 sets is known to 4 %."""
     loss = {**SMOOTH, **LINEAR}[name]
@@ -204,23 +204,32 @@ def test_a_tube_in_units_of_the_scale_has_one_solution():
     assert errors.max() < 2 * np.median(errors)
 
 
-def test_several_outputs_levels_and_masks_are_fits_of_their_own():
+@pytest.mark.parametrize(
+    ("function", "name", "values"),
+    [
+        (jaxloss.huber, "delta", (0.3, 1.0)),
+        pytest.param(jaxloss.quantile, "level", (0.2, 0.7), marks=pytest.mark.slow),
+        pytest.param(jaxloss.epsilon_insensitive, "epsilon", (0.3, 1.0), marks=pytest.mark.slow),
+    ],
+    ids=["huber", "quantile", "epsilon_insensitive"],
+)
+def test_several_outputs_settings_and_masks_are_fits_of_their_own(function, name, values):
     random = np.random.default_rng(3)
     with jax.enable_x64(True):
         x, y = random.standard_normal((120, 2)), random.standard_t(5, (120, 2))
-        where = random.uniform(size=(120, 2)) < 0.8
-        loss = Partial(jaxloss.epsilon_insensitive, epsilon=jnp.array([0.3, 1.0]))
-        fit = solve_linear(x, y, loss, where=where)
-        errors = fit.standard_errors(x, np.where(where, y, np.nan), where=where)
-        for column, epsilon in enumerate((0.3, 1.0)):
-            kept = where[:, column]
-            alone = solve_linear(x[kept], y[kept, column], Partial(jaxloss.epsilon_insensitive, epsilon=epsilon))
-            np.testing.assert_allclose(errors[column], alone.standard_errors(x[kept], y[kept, column]), rtol=1e-8)
-        levels = jnp.array([0.2, 0.7])
-        errors = solve_linear(x, y[:, 0], Partial(jaxloss.quantile, level=levels)).standard_errors(x, y[:, 0])
-        for level, error in zip(levels, errors, strict=True):
-            alone = solve_linear(x, y[:, 0], Partial(jaxloss.quantile, level=level))
-            np.testing.assert_allclose(error, alone.standard_errors(x, y[:, 0]), rtol=1e-8)
+        where = random.permuted(np.arange(120)[:, None] < [96, 96], axis=0)  # equally many: one program for all alone
+        loss = Partial(function, **{name: jnp.array(values)})
+
+        def alone(column, value):
+            rows = x[where[:, column]], y[where[:, column], column]
+            return solve_linear(*rows, Partial(function, **{name: value})).standard_errors(*rows)
+
+        errors = solve_linear(x, y, loss, where=where).standard_errors(x, np.where(where, y, np.nan), where=where)
+        for column, value in enumerate(values):
+            np.testing.assert_allclose(errors[column], alone(column, value), rtol=1e-8)
+        rows = x[where[:, 0]], y[where[:, 0], 0]
+        for value, error in zip(values, solve_linear(*rows, loss).standard_errors(*rows), strict=True):
+            np.testing.assert_allclose(error, alone(0, value), rtol=1e-8)
 
 
 def test_weights_of_mse_and_of_links_are_those_of_statsmodels():

@@ -5,7 +5,8 @@
 Two float32 arrays are read once. The bandwidth bound is the time XLA takes to sum pred + target, which reads as much
 and computes next to nothing. All variants run in one process, in a new random order each round; what is reported is the
 fastest time of each, and the bound as a share of it. Σr², Σ|r| and bias are held to 40 % of the bound, all moments to
-20 %; the histogram and the worst rows have no bar, their cost is stated.
+20 %; the histogram and the worst rows have no bar, their cost is stated. On an accelerator the sums are held to 60 %,
+everything to 20 %.
 
 Answer, from one run over 10⁸ residuals on two idle CPU cores: the bound, on both cores, 0.27 ns a row; the sums 0.96 ns
 (28 % of the bound: their bar is not kept, they run on one core), with moments 1.34 ns (20 %), sums with worst rows
@@ -32,7 +33,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "sums and histogram": {"moments": False, "histogram": True, "worst": 0},
     "everything": {"moments": True, "histogram": True, "worst": 8},
 }
-BARS = {"sums": 0.4, "sums and moments": 0.2}
+BARS = {"cpu": {"sums": 0.4, "sums and moments": 0.2}}
+ON_ACCELERATORS = {"sums": 0.6, "everything": 0.2}
 
 
 TINY = {"rows": 200000, "rounds": 1}
@@ -67,5 +69,6 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
     axes.barh(list(shares), list(shares.values()))
     axes.set(xlabel="share of the bandwidth bound", title=f"{config.rows:,} residuals")
     figure.savefig(folder / "figure.png", dpi=140)
-    claims = {f"{name}: at least {bar:.0%} of the bound": shares[name] >= bar for name, bar in BARS.items()}
+    bars = BARS.get(jax.default_backend(), ON_ACCELERATORS)
+    claims = {f"{name}: at least {bar:.0%} of the bound": shares[name] >= bar for name, bar in bars.items()}
     return {"seconds_per_pass": best, "shares": shares, "claims": claims}

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-__all__ = ["derivatives", "irls_weight_of", "widen"]
+__all__ = ["derivatives", "irls_weight_of", "widened"]
 
 
 def derivatives(
@@ -29,7 +29,7 @@ def derivatives(
     """
 
     def plain(closed_form: Callable) -> Callable:
-        return lambda pred, target, settings: closed_form(*widen(pred, target), **settings)
+        return widened(lambda pred, target, settings: closed_form(pred, target, **settings))
 
     def second(pred, target, settings):
         return jax.jvp(lambda p: first(p, target, settings), (pred,), (jnp.ones_like(pred),))[1]
@@ -44,10 +44,14 @@ def derivatives(
     return value, first, second
 
 
-def widen(pred: Any, target: Any) -> tuple[Any, Any]:
-    """Prediction and target in the computing type: the prediction's, but at least float32."""
-    dtype = jnp.promote_types(jnp.result_type(*jax.tree.leaves(pred)), jnp.float32)
-    return jax.tree.map(lambda leaf: leaf.astype(dtype), (pred, target))
+def widened(function: Callable) -> Callable:
+    """The function with prediction and target cast to the computing type: the prediction's, but at least float32."""
+
+    def wide(pred, target, settings):
+        dtype = jnp.promote_types(jnp.result_type(*jax.tree.leaves(pred)), jnp.float32)
+        return function(*jax.tree.map(lambda leaf: leaf.astype(dtype), (pred, target)), settings)
+
+    return wide
 
 
 def _with_derivatives(

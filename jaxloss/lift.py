@@ -30,7 +30,7 @@ from jaxloss.contract import (
     to_dtype,
     unbound,
 )
-from jaxloss.derivatives import derivatives, irls_weight_of, widen
+from jaxloss.derivatives import derivatives, irls_weight_of, widened
 from jaxloss.reduce import Axis, check_reduction, hide, reduce_losses
 
 __all__ = ["Loss", "Traits", "curvature", "irls_weight", "pointwise", "slope", "traits"]
@@ -148,11 +148,7 @@ def pointwise(
 
             return jax.jit(reduced, static_argnames=("axes", "reduction"))
         scalar = {"slope": first, "curvature": second, "irls_weight": irls_weight_of(first, second)}[kind]
-
-        def wide(pred, target, settings):
-            return scalar(*widen(pred, target), settings)
-
-        return jax.jit(_elementwise(wide, event_ndim, domain))
+        return jax.jit(_elementwise(widened(scalar), event_ndim, domain))
 
     lifted = Lifted(name, event_ndim, defaults, domain, known, compiled)
 

@@ -70,7 +70,7 @@ def test_sums_of_parts_with_different_masks_add_exactly():
 
 
 def heads_of(params, x):
-    wide = x @ params
+    wide = jnp.matmul(x, params, precision="highest")
     return {"a": wide[:, 0], "b": (wide[:, 1:4], wide[:, 4:])}
 
 

@@ -19,7 +19,7 @@ OPTIMIZER = optax.adam(0.05)
 
 
 def linear(params, x):
-    return x @ params["weight"] + params["bias"]
+    return jnp.matmul(x, params["weight"], precision="highest") + params["bias"]
 
 
 def data(rows=ROWS, seed=0):

@@ -109,7 +109,8 @@ def test_the_ends_of_the_domain(name):
 
 
 def test_the_slope_of_mape_vanishes_with_an_infinite_target():
-    assert float(jax.grad(jaxloss.mape)(2.0, INF)) == 0
+    """Or is the least number, which a CPU takes for 0."""
+    assert abs(float(jax.grad(jaxloss.mape)(2.0, INF))) <= np.finfo(np.float32).tiny
 
 
 @pytest.mark.parametrize("power", [1.5, 3.0, 30.0])

@@ -17,7 +17,8 @@ from support import ROOT, close, run_program
 
 import jaxloss
 from jaxloss import metrics
-from jaxloss.metrics import ResidualStats, one_pass
+from jaxloss.metrics import ResidualStats, one_pass, residual_stats
+from jaxloss.metrics.wide_pass import wide_pass
 
 RANDOM = np.random.default_rng(0)
 NIST = ROOT.parent / "shared" / "data" / "nist" / "univariate"
@@ -104,7 +105,7 @@ def test_weights_and_masks(offset):
     for w, m in ((weights, everywhere), (np.ones_like(weights), where), (weights, where)):
         agrees(ResidualStats.of(pred, target, weights=w, where=m), plain(pred, target, w, m))
     left = ResidualStats.of(spoiled[0], spoiled[1], weights=spoiled[2], where=where)
-    close(left, ResidualStats.of(pred, target, weights=weights, where=where), 0, 0)
+    agrees(left, plain(pred, target, weights, where))
     three = ResidualStats.of(pred, target, weights=3 * np.ones_like(weights), where=True).summary()
     assert three["weight"] == 1200.0
     assert three["effective_n"] == 400.0
@@ -249,6 +250,22 @@ def small_blocks(monkeypatch):
     jax.clear_caches()
     yield
     jax.clear_caches()
+
+
+@pytest.fixture
+def wide(monkeypatch):
+    """As an accelerator does it."""
+    monkeypatch.setattr(residual_stats, "one_pass", wide_pass)
+    jax.clear_caches()
+    yield
+    jax.clear_caches()
+
+
+@pytest.mark.usefixtures("small_blocks", "wide")
+def test_wide_operations_tell_the_same():
+    pred, target, *_ = long_arrays(3 * 192 + 64 + 11, 201, offset=1e6)
+    few_present(pred, target, (7, 30, 195, 401, 577, 579, 643))
+    test_weights_and_masks(1e6)
 
 
 @pytest.mark.slow

@@ -33,7 +33,7 @@ from jaxloss import (
     welsch,
 )
 from jaxloss.contract import loss_name
-from jaxloss.solve import preprocessing, solve_linear
+from jaxloss.solve import design, preprocessing, solve_linear
 
 DATA = ROOT.parent / "shared" / "data"
 RANDOM = np.random.default_rng(0)
@@ -505,3 +505,24 @@ def test_a_wild_row_without_weight_has_finite_derivatives():
     wild[0] = 1e30
     for one, other in zip(jax.grad(told, (0, 1))(wild, y), jax.grad(told, (0, 1))(tame, y), strict=True):
         np.testing.assert_allclose(one[1:], other[1:], rtol=1e-9)
+
+
+@pytest.mark.parametrize("closeness", [1.0, 0.03, 2e-3])
+def test_as_an_accelerator_factors_the_columns(closeness, monkeypatch):
+    """float32 on accelerators: Cholesky's factors twice, and Householder's where the columns are all but dependent."""
+    random = np.random.default_rng(0)
+    x = random.normal(5, 1, (3000, 4)).astype(np.float32)
+    x[:, 3] = x[:, 2] + closeness * x[:, 3]
+    target = (x @ np.arange(1, 5) + random.normal(size=3000)).astype(np.float32)
+    want = np.linalg.lstsq(np.c_[x, np.ones(3000)].astype(np.float64), target.astype(np.float64))[0]
+    monkeypatch.setattr(design, "_orthogonal", design._cholesky_twice)
+    monkeypatch.setattr(design, "BLOCK", design.WIDE_BLOCK)
+    jax.clear_caches()
+    fit = solve_linear(x, target, mse)
+    jax.clear_caches()
+    assert fit.converged
+    np.testing.assert_allclose(np.append(fit.coef, fit.intercept), want, rtol=2e-6)
+    stacked = jnp.asarray((x - x.mean(0)) / np.linalg.norm(x - x.mean(0), axis=0))
+    rows, triangle = design._cholesky_twice(stacked)
+    np.testing.assert_allclose(rows.T @ rows, np.eye(4), atol=2e-5)
+    np.testing.assert_allclose(rows @ triangle, stacked, atol=1e-6)

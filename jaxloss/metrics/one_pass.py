@@ -14,7 +14,7 @@ from jaxloss.metrics.moments import PRODUCTS, VARIABLES, Moments, center_moments
 from jaxloss.metrics.worst import Worst, keep, no_rows
 from jaxloss.numerics.sums import Compensated, add, exact, whole
 
-__all__ = ["SUMS", "Entries", "Piece", "one_pass"]
+__all__ = ["SUMS", "Entries", "Piece", "centre_of", "one_pass", "piece_of", "spread", "terms_of"]
 
 SUMS = ("count", "nonfinite", "weight", "weight_square", "positive", "negative", "residual", "absolute", "square")
 """N, entries that are not finite, Σw, Σw², Σw over r > 0 and over r < 0, Σwr, Σw|r|, Σwr²."""
@@ -84,7 +84,7 @@ def one_pass(
     counts: Any = None
     if histogram:
         counts = jnp.zeros(BINS, jnp.int32) if data.weights is None else exact(jnp.zeros(BINS, dtype))
-    state = _spread((counts, no_rows(dtype, worst) if worst else None), data.target)
+    state = spread((counts, no_rows(dtype, worst) if worst else None), data.target)
 
     def visit(state, start, length):
         """Histogram and worst rows with some entries added."""
@@ -116,9 +116,9 @@ def one_pass(
         tail = data.slice(start, left)
         if histogram or worst:
             state = visit(state, start, left)
-        centre = _centre(tail)
+        centre = centre_of(tail)
         sums, largest = _accumulate(lambda _: [tail], 0, 1, centre, True, moments)
-        pieces.append(jax.tree.map(lambda leaf: leaf[None], _piece(sums, largest, centre, moments)))
+        pieces.append(jax.tree.map(lambda leaf: leaf[None], piece_of(sums, largest, centre, moments)))
     counts, kept = state
     if histogram and data.weights is None:
         counts = whole(counts, dtype)
@@ -139,7 +139,7 @@ def _block(data: Entries, first: Any, last: Any, moments: bool) -> Piece:
         place = jnp.argmax(inside.present & (start + jnp.arange(size) >= first * STEP))
         return data.take(jnp.full(SAMPLE, start + place))
 
-    centre = _centre(lax.cond(jnp.any(sample.present), lambda: sample, search))
+    centre = centre_of(lax.cond(jnp.any(sample.present), lambda: sample, search))
 
     def slices(step):
         return [data.slice(step * STEP + part * LANES, LANES) for part in range(STEP // LANES)]
@@ -150,10 +150,10 @@ def _block(data: Entries, first: Any, last: Any, moments: bool) -> Piece:
         fallback = functools.partial(_accumulate, slices, first, last, centre, True, moments)
         known = jnp.isfinite(sums[SUMS.index("residual")])
         sums, largest = lax.cond(known, lambda: (sums, largest), fallback)
-    return _piece(sums, largest, centre, moments)
+    return piece_of(sums, largest, centre, moments)
 
 
-def _centre(sample: Entries) -> dict[str, jax.Array]:
+def centre_of(sample: Entries) -> dict[str, jax.Array]:
     """A value of each variable from which deviations are small, and exactly 0 if the variable is constant.
 
     The mean of m of N entries is at most √(N/m) standard deviations from the mean of all, which bounds what is lost.
@@ -171,19 +171,19 @@ def _centre(sample: Entries) -> dict[str, jax.Array]:
 
 
 def _accumulate(slices, first, last, centre, masked, moments):
-    """The sums in the order of `_terms` over all slices of the steps, and max |r|."""
+    """The sums in the order of `terms_of` over all slices of the steps, and max |r|."""
 
     def step(number, state):
         sums, largest = state
         parts = slices(number)
-        terms = [_terms(part, centre, masked, moments) for part in parts]
+        terms = [terms_of(part, centre, masked, moments) for part in parts]
         added = [functools.reduce(jnp.add, same) for same in zip(*terms, strict=True)]
         extents = [part.extent(-jnp.inf) if masked else jnp.abs(part.pred - part.target) for part in parts]
         return [a + b for a, b in zip(sums, added, strict=True)], functools.reduce(jnp.maximum, [largest, *extents])
 
     lanes, dtype = slices(first)[0].target.shape, slices(first)[0].target.dtype
-    number = len(jax.eval_shape(lambda: _terms(slices(first)[0], centre, masked, moments)))
-    start = _spread(([jnp.zeros(lanes, dtype)] * number, jnp.full(lanes, -jnp.inf, dtype)), slices(first)[0].target)
+    number = len(jax.eval_shape(lambda: terms_of(slices(first)[0], centre, masked, moments)))
+    start = spread(([jnp.zeros(lanes, dtype)] * number, jnp.full(lanes, -jnp.inf, dtype)), slices(first)[0].target)
     if isinstance(last, int):
         sums, largest = step(0, start)
     else:
@@ -203,7 +203,7 @@ def _row_sums(rows: jax.Array) -> jax.Array:
     return main + rows[:, whole:].sum(1) if size > whole else main
 
 
-def _terms(part: Entries, centre: dict[str, jax.Array], masked: bool, moments: bool) -> list[jax.Array]:
+def terms_of(part: Entries, centre: dict[str, jax.Array], masked: bool, moments: bool) -> list[jax.Array]:
     """What is summed: SUMS, less the first four where every entry counts once; then moments about the centre."""
     dtype = part.target.dtype
     present = part.present
@@ -227,14 +227,14 @@ def _terms(part: Entries, centre: dict[str, jax.Array], masked: bool, moments: b
     return terms
 
 
-def _piece(sums: jax.Array, largest: jax.Array, centre: dict[str, jax.Array], moments: bool) -> Piece:
+def piece_of(sums: jax.Array, largest: jax.Array, centre: dict[str, jax.Array], moments: bool) -> Piece:
     """From sums about a centre to moments about the mean."""
     weight = sums[SUMS.index("weight")]
     about = center_moments(sums[len(SUMS) :], weight, centre) if moments else None
     return Piece(exact(sums[: len(SUMS)]), largest, about)
 
 
-def _spread(start: Any, like: jax.Array) -> Any:
+def spread(start: Any, like: jax.Array) -> Any:
     """The start of a loop, made to depend on the data: under `shard_map` it must differ between shards as they do."""
     nothing = jnp.isnan(like[0]).astype(jnp.int32) * 0
     return jax.tree.map(lambda leaf: leaf + nothing.astype(leaf.dtype), start)

@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jaxloss.contract import ShapeError, prepare
 from jaxloss.metrics import histogram as bins
 from jaxloss.metrics import worst as worst_rows
 from jaxloss.metrics.moments import PRODUCTS, VARIABLES, Moments, combine_moments
 from jaxloss.metrics.one_pass import SUMS, Entries, Piece, one_pass
+from jaxloss.metrics.wide_pass import wide_pass
 from jaxloss.metrics.worst import Worst
 from jaxloss.numerics.shards import gather_shards
 from jaxloss.numerics.sums import Compensated, total
@@ -179,16 +182,20 @@ def _of(pred, target, weights, where, rows, *, per_output, **parts):
         if rows is not None:
             rows = jnp.broadcast_to(jnp.asarray(rows).reshape(shape[:1] + (1,) * (len(shape) - 1)), shape).ravel()
         flat = Entries(*(None if x is None else jnp.ravel(x) for x in (pred, target, weights, where)))
-        return _joined(*one_pass(flat, rows, max(width, 1), **parts))
+        return _of_vector(flat, rows, max(width, 1), **parts)
     arrays = (pred, target, weights, where)
     columns = Entries(*(None if x is None else jnp.reshape(x, (shape[0], math.prod(shape[1:]))).T for x in arrays))
     rows = None if rows is None else jnp.asarray(rows)
 
-    def one(column):
-        return _joined(*one_pass(column, rows, 1, **parts))
-
-    stats = jax.vmap(one)(columns)
+    stats = jax.vmap(lambda column: _of_vector(column, rows, 1, **parts))(columns)
     return jax.tree.map(lambda leaf: leaf.reshape(shape[1:] + leaf.shape[1:]), stats)
+
+
+def _of_vector(data: Entries, rows: Any, width: int, **parts: Any) -> ResidualStats:
+    def by(one_way: Callable) -> Callable:
+        return lambda data, rows: _joined(*one_way(data, rows, width, **parts))
+
+    return lax.platform_dependent(data, rows, cpu=by(one_pass), default=by(wide_pass))
 
 
 def _joined(pieces: Piece, histogram: Compensated | None, worst: Worst | None) -> ResidualStats:

@@ -33,7 +33,8 @@ __all__ = [
 ]
 
 Array = jax.Array
-BLOCK = 512
+BLOCK, WIDE_BLOCK = 2**9, 2**15
+"""How many sums run side by side: what stays in a CPU's cache, and what keeps an accelerator busy."""
 
 
 def matmul(left: Array, right: Array) -> Array:
@@ -65,20 +66,28 @@ def matmul_of_pairs(left: Pair, right: Pair, start: Array) -> Array:
 
 
 def summed_in_pairs(weights: Pair, columns: Pair) -> Pair:
-    """Σ weights·column over the rows, in twice the precision: BLOCK sums side by side, then those. columns: (p, n)."""
+    """Σ weights·column over the rows, in twice the precision: many sums side by side, then those. columns: (p, n)."""
+
+    def by(block: int) -> Callable[[Pair, Pair], Pair]:
+        return lambda weights, columns: _summed_by_blocks(weights, columns, block)
+
+    return lax.platform_dependent(weights, columns, cpu=by(BLOCK), default=by(WIDE_BLOCK))
+
+
+def _summed_by_blocks(weights: Pair, columns: Pair, block: int) -> Pair:
     total, count = len(weights[0]), len(columns[0])
-    number = -(-total // BLOCK)
+    number = -(-total // block)
 
     def blocks(values: Array) -> Array:
-        padded = jnp.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, number * BLOCK - total)])
-        return jnp.moveaxis(padded.reshape(*values.shape[:-1], number, BLOCK), -2, 0)
+        padded = jnp.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, number * block - total)])
+        return jnp.moveaxis(padded.reshape(*values.shape[:-1], number, block), -2, 0)
 
     def plus(total: Pair, block: tuple[Array, ...]) -> tuple[Pair, None]:
         high, low, first, second = block
         first, second = (jnp.broadcast_to(part, high.shape) for part in (first, second))
         return add(total, multiply((high, low), (first, second))), None
 
-    zero = jnp.zeros((count, BLOCK), weights[0].dtype)
+    zero = jnp.zeros((count, block), weights[0].dtype)
     (high, low), _ = lax.scan(plus, (zero, zero), tuple(blocks(values) for values in (*columns, *weights)))
     while high.shape[1] > 1:
         half = high.shape[1] // 2
@@ -158,12 +167,12 @@ class Factors(NamedTuple):
 
 
 def factors_of(columns: Centred, root: Array, ridge: Array, slopes: int) -> Factors:
-    """Householder QR of the scaled rows, then the decomposition of the triangle."""
+    """QR of the scaled rows, then the decomposition of the triangle."""
     count = columns.rows.shape[1]
     penalty = ridge * jnp.eye(slopes, count, dtype=root.dtype)
     # As a product, which is exact: XLA else transposes x for the factorisation even where `unless` skips it.
     stacked = matmul(jnp.concatenate([root[:, None] * columns.rows, penalty]), jnp.diag(columns.scale))
-    rows, triangle = jnp.linalg.qr(stacked)
+    rows, triangle = _orthogonal(stacked)
     left, values, right = jnp.linalg.svd(triangle)
     tiny = jnp.finfo(root.dtype).eps * max(stacked.shape)
     active = values > tiny * jnp.max(values)
@@ -172,6 +181,33 @@ def factors_of(columns: Centred, root: Array, ridge: Array, slopes: int) -> Fact
     scaled = columns.scale[:, None] * right.T
     back = _least_norm(scaled * (active / values)[None], scaled * ~active[None], active, slopes)
     return Factors(rows, values, right.T, active, back)
+
+
+def _orthogonal(stacked: Array) -> tuple[Array, Array]:
+    """QR of a tall matrix: on accelerators, where Householder's takes one column after another, by way of Cholesky."""
+    return lax.platform_dependent(stacked, cpu=_householder, default=_cholesky_twice)
+
+
+def _householder(stacked: Array) -> tuple[Array, Array]:
+    rows, triangle = jnp.linalg.qr(stacked)
+    return rows, triangle
+
+
+def _cholesky_twice(stacked: Array) -> tuple[Array, Array]:
+    """CholeskyQR2 (Fukaya et al., ScalA 2014), and Householder's where the columns are too close to dependent for it.
+
+    The first factor is orthogonal to half the digits at best; if it is roughly so, the second is to all of them.
+    """
+
+    def once(tall: Array) -> tuple[Array, Array, Array]:
+        gram = matmul(tall.T, tall)
+        lower = jnp.linalg.cholesky(gram)
+        return gram, lax.linalg.triangular_solve(lower, tall, lower=True, transpose_a=True), lower.T
+
+    _, rough, first = once(stacked)
+    gram, rows, second = once(rough)
+    good = len(gram) * jnp.max(jnp.abs(gram - jnp.eye(len(gram), dtype=gram.dtype))) < 0.5
+    return lax.cond(good, lambda: (rows, matmul(second, first)), lambda: _householder(stacked))
 
 
 def _least_norm(back: Array, null: Array, active: Array, slopes: int) -> Array:

@@ -20,6 +20,9 @@ from jaxloss.train.per_example import gradient_norms as gradient_norms
 from jaxloss.train.per_example import per_example_grads as per_example_grads
 from jaxloss.train.resume import Interrupted as Interrupted
 from jaxloss.train.resume import RunDir as RunDir
+from jaxloss.train.serving import SavedModel as SavedModel
+from jaxloss.train.serving import load_model as load_model
+from jaxloss.train.serving import save_model as save_model
 from jaxloss.train.sources import Stream as Stream
 from jaxloss.train.state import TrainState as TrainState
 from jaxloss.train.step import make_step as make_step

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -16,7 +16,7 @@ from jaxloss.contract import shown
 from jaxloss.train.checks import check_at_least_one
 from jaxloss.train.state import TrainState
 
-__all__ = ["Every", "MetricsLog", "ProgressLine", "Watcher"]
+__all__ = ["Audience", "Every", "MetricsLog", "ProgressLine", "Watcher"]
 
 _encode = json.JSONEncoder().encode
 
@@ -126,3 +126,36 @@ class MetricsLog(Watcher):
         """See `Watcher`."""
         if self.file is not None:
             self.file.close()
+
+
+class Audience(NamedTuple):
+    """Who looks on: after every epoch, every so many steps, or whenever the host looks up."""
+
+    functions: list[Callable]
+    every: list[Every]
+    watchers: list[Watcher]
+
+    @classmethod
+    def of(cls, callbacks: Any) -> Audience:
+        """Those of the argument; raises `TypeError` for anything else."""
+        callbacks, special = callbacks or (), (Every, ProgressLine)
+        if not isinstance(callbacks, Sequence) or not all(callable(c) or isinstance(c, special) for c in callbacks):
+            told = "a list of functions of (epoch, state, line), Every(steps, function) or ProgressLine()"
+            raise TypeError(f"fit: callbacks must be {told}, got {shown(callbacks)}")
+        functions = [callback for callback in callbacks if not isinstance(callback, special)]
+        every, watchers = ([c for c in callbacks if isinstance(c, kind)] for kind in special)
+        return cls(functions, every, watchers)  # type: ignore[arg-type]
+
+    @property
+    def present(self) -> bool:
+        """Whether anyone looks on; the same in every process."""
+        return any(self)
+
+    def pace(self, steps: int, taken: int) -> int:
+        """How many of these steps until someone is to be called."""
+        return min([steps, *(each.steps - taken % each.steps for each in self.every)])
+
+    def due(self, epoch: int | None, step: int | None) -> list[tuple[int, Callable]]:
+        """Those to be called when an epoch has ended, or a step, with its number."""
+        ended = [] if epoch is None else [(epoch, function) for function in self.functions]
+        return ended + ([] if step is None else [(step, e.callback) for e in self.every if step % e.steps == 0])

@@ -6,6 +6,7 @@ These are validated, remembered as the best, and returned. An optimizer says so 
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -30,13 +31,22 @@ def evaluated_params(params: Any, opt_state: Any) -> Any:
     """The parameters that are validated and returned: the optimizer's, if it has others than those it steps."""
     if isinstance(params, optax.LookaheadParams):
         params = params.slow
-    known = (optax.contrib.ScheduleFreeState, Evaluated)
-    for part in jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, known)):
+
+    def knows(node: Any) -> bool:
+        return isinstance(node, optax.contrib.ScheduleFreeState) or _is_evaluated(type(node))
+
+    for part in jax.tree.leaves(opt_state, is_leaf=knows):
         if isinstance(part, optax.contrib.ScheduleFreeState):
             return optax.contrib.schedule_free_eval_params(part, params)
-        if isinstance(part, Evaluated):
+        if _is_evaluated(type(part)):
             return part.evaluated(params)
     return params
+
+
+@functools.cache
+def _is_evaluated(kind: type) -> bool:
+    """Whether nodes of this type are; asking a protocol of every leaf would take longer than forty steps."""
+    return issubclass(kind, Evaluated)
 
 
 def differentiated_params(params: Any) -> Any:

@@ -16,9 +16,8 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from jaxloss.contract import shown
 from jaxloss.train.batch import Batch, as_batch, screen
-from jaxloss.train.callbacks import Every, MetricsLog, ProgressLine, Watcher
+from jaxloss.train.callbacks import Audience, Every, MetricsLog, ProgressLine
 from jaxloss.train.checks import (
     Settings,
     check_at_least_one,
@@ -137,7 +136,7 @@ def fit(
     objective = choose_objective("fit", apply, loss, stateful=model_state is not None)
     check_optimizer("fit", optimizer)
     check_params("fit", params)
-    audience = _Audience.of(callbacks)
+    audience = Audience.of(callbacks)
     folder = RunDir(run_dir) if isinstance(run_dir, str | Path) else run_dir
     placement = Placement.of("fit", sharding)
     if placement.mesh is not None and DATA_AXIS not in placement.mesh.shape:
@@ -222,49 +221,13 @@ def _reconsider(standing: Standing, settings: Settings, placement: Placement) ->
     return standing._replace(run=run._replace(active=active))
 
 
-class _Audience(NamedTuple):
-    """Who looks on: after every epoch, every so many steps, or whenever the host looks up."""
-
-    functions: list[Callable]
-    every: list[Every]
-    watchers: list[Watcher]
-
-    @classmethod
-    def of(cls, callbacks: Any) -> _Audience:
-        """Those of the argument; raises `TypeError` for anything else."""
-        callbacks = callbacks or ()
-        if not isinstance(callbacks, Sequence) or not all(callable(c) or isinstance(c, SPECIAL) for c in callbacks):
-            told = "a list of functions of (epoch, state, line), Every(steps, function) or ProgressLine()"
-            raise TypeError(f"fit: callbacks must be {told}, got {shown(callbacks)}")
-        functions = [callback for callback in callbacks if not isinstance(callback, SPECIAL)]
-        every, watchers = ([c for c in callbacks if isinstance(c, kind)] for kind in SPECIAL)
-        return cls(functions, every, watchers)  # type: ignore[arg-type]
-
-    @property
-    def present(self) -> bool:
-        """Whether anyone looks on; the same in every process."""
-        return any(self)
-
-    def pace(self, steps: int, taken: int) -> int:
-        """How many of these steps until someone is to be called."""
-        return min(steps, *(each.steps - taken % each.steps for each in self.every))
-
-    def due(self, epoch: int | None, step: int | None) -> list[tuple[int, Callable]]:
-        """Those to be called when an epoch has ended, or a step, with its number."""
-        ended = [] if epoch is None else [(epoch, function) for function in self.functions]
-        return ended + ([] if step is None else [(step, e.callback) for e in self.every if step % e.steps == 0])
-
-
-SPECIAL = Every, ProgressLine
-
-
 class _Loop(NamedTuple):
     """The calls of a fit, and what is told, saved and asked between them."""
 
     source: Source
     saver: Saver
     placement: Placement
-    audience: _Audience
+    audience: Audience
     pace: Pace
 
     def run(self, standing: Standing, epochs: int) -> Standing:
@@ -273,8 +236,8 @@ class _Loop(NamedTuple):
         taken = int(standing.run.state.step) if audience.every else 0
         while standing.clock.epoch < epochs and going:
             (run, clock, history), started = standing, time.perf_counter()
-            end = clock.epoch + 1 if audience.functions or audience.every else epochs
-            steps = audience.pace(self.pace.steps, taken) if audience.every else self.pace.steps
+            end = clock.epoch + 1 if audience.functions else epochs
+            steps = audience.pace(self.pace.steps, taken)
             with self.placement.activate():
                 done = self.source.advance(run, clock, steps, end)
             seconds = time.perf_counter() - started
@@ -296,8 +259,9 @@ class _Loop(NamedTuple):
 
     def _call_back(self, due: list[tuple[int, Callable]], standing: Standing, curves: dict[str, np.ndarray]) -> bool:
         """Whether a callback asks to stop. The line is that of the epoch ended, else the means of the epoch so far."""
-        line = {name: float(curve[-1]) for name, curve in curves.items() if len(curve)}
-        line = line or {name: float(value) for name, value in means(standing.run.sums).items()}
+        ended = {name: curve[-1] for name, curve in curves.items() if len(curve)}
+        values = means(standing.run.sums) if standing.clock.position else ended
+        line = {name: float(value) for name, value in values.items()}
         with self.placement.activate():
             state = jax.tree.map(jnp.copy, standing.run.state)  # the next call takes the run's arrays
         state = self.placement.give_back(state)

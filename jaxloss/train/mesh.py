@@ -62,8 +62,9 @@ class Placement(NamedTuple):
     @property
     def is_host(self) -> bool:
         """Whether the devices are the host's own cores."""
-        devices = jnp.zeros(()).devices() if self.mesh is None else self.mesh.devices.flat
-        return next(iter(devices)).platform == "cpu"
+        default = jax.config.jax_default_device or jax.devices()[0]  # type: ignore[attr-defined]
+        device = default if self.mesh is None else self.mesh.devices.flat[0]
+        return (device if isinstance(device, str) else device.platform) == "cpu"
 
     def draw(self, shuffle: Shuffle, many: bool, first: int, needed: int, capacity: int) -> jax.Array:
         """The orders of so many epochs after the `first`, on the devices, with room for `capacity`.

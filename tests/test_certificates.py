@@ -230,6 +230,8 @@ def newton(rho, x, y, w, start):
         if not decrement > 0:
             return None
         if decrement < 1e-22 * value and decrement > 0.1 * last:
+            if np.any(np.abs(move) > 1e-6 * errors + 1e-12 * np.abs(theta)):
+                return None  # it falls forever: counts that separate have no minimum
             return (theta + move, value, errors) if unique(rho, x, y, w, theta + move) else None
         last, size = decrement, LONG(1)
         while size > 1e-6 and not np.sum(w * rho(x @ (theta + size * move), y)[0]) <= value * (1 + LONG(1e-17)):
@@ -284,9 +286,10 @@ def judged(oracle, fit, eps, rng):
     theta, value, errors = best
     want, errors = oracle.outer(theta, errors)
     reached = LONG(fit[2])
-    if oracle.link:  # the deviance of a large mean has few digits in its own type
-        reached = np.sum(oracle.w * oracle.rho(oracle.x @ start, oracle.y)[0])
     over = abs(reached - value) / (100 * eps * value)
+    if oracle.link:  # the deviance of a large mean has few digits in its own type, and a rounded intercept changes it
+        again = np.sum(oracle.w * oracle.rho(oracle.x @ start, oracle.y)[0])
+        over = min(over, abs(again - value) / (100 * eps * value))
     bars = 100 * eps * np.abs(want[:-1]) + 1e4 * eps * (errors if oracle.rho else oracle.spread())
     off = np.max(np.abs(fit[0] - want[:-1]) / bars)
 

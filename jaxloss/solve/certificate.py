@@ -48,10 +48,12 @@ def settled(
     """
     eps = jnp.finfo(params.dtype).eps
     to_params = matmul(back, inverse)
-    move, off = -matmul(to_params, gradient), jnp.sqrt(matmul(to_params * to_params, rounding * rounding))
+    # The rows are rounded in each coordinate by itself, where pulls may cancel in a parameter.
+    noise = jnp.square(rounding) + eps * eps * jnp.diag(scatter)
+    move, off = -matmul(to_params, gradient), jnp.sqrt(matmul(to_params * to_params, noise))
     errors = jnp.sqrt(jnp.maximum(jnp.sum(matmul(to_params, scatter) * to_params, axis=1), 0))
     fine = jnp.abs(move) + off <= eps * (bars[0] * jnp.abs(params) + bars[1] * errors)
-    lower = gradient @ matmul(inverse, gradient) + rounding @ (jnp.diag(inverse) * rounding)
+    lower = gradient @ matmul(inverse, gradient) + jnp.diag(inverse) @ noise
     return jnp.all(fine) & (lower <= ROUNDINGS * eps * value), move
 
 
@@ -162,14 +164,15 @@ def polish(
             state.params[0],
             value + jnp.sum(unseen * unseen / jnp.where(bend > 0, bend, 1)) / jnp.finfo(target.dtype).eps,
         )
-        good = good & (independence > least_independence(eta.dtype))
+        good, lost = good & (independence > least_independence(eta.dtype)), ~jnp.all(jnp.isfinite(move))
+        move = jnp.where(lost, 0, move)
         return state._replace(
             params=add(state.params, (move, 0 * move)),
             back=matmul(state.back, factor),
             scale=scale,
             value=value,
             number=state.number + 1,
-            done=(good & (state.number > 0)) | ~jnp.all(jnp.isfinite(move)),
+            done=(good & (state.number > 0)) | lost,
             good=good,
         )
 

@@ -13,11 +13,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.linalg import solve_triangular
 
 from jaxloss.contract import unbound
 from jaxloss.lift import curvature, irls_weight, slope, traits
 from jaxloss.reduce import hide
+from jaxloss.solve.term import at_probes
 
 __all__ = ["Factored", "Inverse", "Problem", "Rows", "factored", "inverse_factor"]
 
@@ -65,13 +67,9 @@ class Problem:
 
     def kinked(self) -> bool:
         """Whether the loss has a kink at a perfect fit."""
-        if not traits(self.loss).residual:
-            return False
-        lifted = unbound(self.loss)[0].lifted
-        settings = {name: lifted.domain[name].inside if name in lifted.domain else 1.0 for name in lifted.defaults}
-        with jax.ensure_compile_time_eval():
-            zero = jnp.zeros(())
-            return bool(jnp.isinf(irls_weight(unbound(self.loss)[0])(zero, zero, **settings)))
+        function, _ = unbound(self.loss)
+        at_zero = np.zeros(1, np.float32)
+        return traits(function).residual and bool(np.isinf(at_probes(irls_weight(function), function, at_zero))[0])
 
     def steepness(self, flat: Array, share: Array) -> Array:
         """The `steepest` that rounds a kink off over this share of the mean size of the residuals."""

@@ -16,7 +16,7 @@ from jax import lax
 from jaxloss.lift import curvature, irls_weight, slope, traits
 from jaxloss.numerics.order import bisect, float_of_rank, rank_of_float
 
-__all__ = ["Kind", "Kinks", "Term", "kind_of", "mean_of"]
+__all__ = ["Kind", "Kinks", "Term", "at_probes", "kind_of", "mean_of"]
 
 Array = jax.Array
 
@@ -148,7 +148,7 @@ def kind_of(loss: Any) -> Kind:
     known = traits(loss)
     if not known.residual:
         return Kind.CONVEX
-    bends = _at_probes(curvature(loss), loss)
+    bends = at_probes(curvature(loss), loss)
     if not known.convex:
         return Kind.REDESCENDING
     if not bends.any():
@@ -157,7 +157,7 @@ def kind_of(loss: Any) -> Kind:
     return Kind.QUADRATIC if square else Kind.CONVEX
 
 
-def _at_probes(function: Any, loss: Any, probes: np.ndarray = PROBES) -> np.ndarray:
+def at_probes(function: Any, loss: Any, probes: np.ndarray = PROBES) -> np.ndarray:
     """The loss's function at a few residuals, with settings from inside their domains."""
     lifted = loss.lifted
     inside = {
@@ -176,7 +176,7 @@ def _kinks_inside(loss: Any) -> tuple[int, bool]:
     Kinks nearer to one another than 4 % of their distance from 0 are taken for one.
     """
     sizes = np.geomspace(1.037e-9, 1.037e9, 1001)
-    jumps = np.diff(_at_probes(slope(loss), loss, np.concatenate([-sizes[::-1], sizes]).astype(np.float32)))
+    jumps = np.diff(at_probes(slope(loss), loss, np.concatenate([-sizes[::-1], sizes]).astype(np.float32)))
     found = np.flatnonzero(jumps > 1e-5 * jumps.sum())
     return len(found), len(found) == 1 and found[0] == len(sizes) - 1
 

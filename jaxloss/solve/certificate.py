@@ -8,7 +8,7 @@ units is overlooked.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from jaxloss.solve.design import matmul, matmul_of_pairs, summed
 from jaxloss.solve.median import NORMAL_MEDIAN, scale_of
 from jaxloss.solve.term import Term
 
-__all__ = ["ROUNDINGS", "inverse_of", "length_of_sum", "polish", "rounding_of", "settled"]
+__all__ = ["ROUNDINGS", "inverse_of", "least_independence", "length_of_sum", "polish", "rounding_of", "settled"]
 
 Array = jax.Array
 ROUNDINGS = 16.0
@@ -48,11 +48,18 @@ def settled(
     """
     eps = jnp.finfo(params.dtype).eps
     to_params = matmul(back, inverse)
-    move, off = -matmul(to_params, gradient), jnp.sqrt(matmul(to_params * to_params, rounding * rounding))
+    # The rows are rounded in each coordinate by itself, where pulls may cancel in a parameter.
+    noise = jnp.square(rounding) + eps * eps * jnp.diag(scatter)
+    move, off = -matmul(to_params, gradient), jnp.sqrt(matmul(to_params * to_params, noise))
     errors = jnp.sqrt(jnp.maximum(jnp.sum(matmul(to_params, scatter) * to_params, axis=1), 0))
     fine = jnp.abs(move) + off <= eps * (bars[0] * jnp.abs(params) + bars[1] * errors)
-    lower = gradient @ matmul(inverse, gradient) + rounding @ (jnp.diag(inverse) * rounding)
+    lower = gradient @ matmul(inverse, gradient) + jnp.diag(inverse) @ noise
     return jnp.all(fine) & (lower <= ROUNDINGS * eps * value), move
+
+
+def least_independence(dtype: Any) -> float:
+    """Of coordinates: where they depend on each other more, the own unit of each cannot be seen in them."""
+    return float(jnp.finfo(dtype).eps) ** 0.25
 
 
 def rounding_of(term: Term, eta: Array, target: Array, bend: Array) -> Array:
@@ -135,7 +142,9 @@ def polish(
         pulls = jnp.where(absent, 0, weights * term.slope(eta, aim, scale))
         bend = jnp.where(absent, 0, weights * term.curvature(eta, aim, scale))
         penalty = matmul(state.back.T, ridge[:, None] * state.back)
-        factor, inverse, _ = inverse_of(matmul((rows * bend[:, None]).T, rows) + penalty + jnp.diag(1.0 * ~active))
+        factor, inverse, independence = inverse_of(
+            matmul((rows * bend[:, None]).T, rows) + penalty + jnp.diag(1.0 * ~active)
+        )
         if scaled:  # the gradient moves with the scale, and that with the coordinates
             by_scale = summed(pulls - bend * eta, rows) / scale
             by_phi = sum(jnp.sign(eta[row]) * rows[row] for row in at) * (0.5 / NORMAL_MEDIAN)
@@ -155,13 +164,15 @@ def polish(
             state.params[0],
             value + jnp.sum(unseen * unseen / jnp.where(bend > 0, bend, 1)) / jnp.finfo(target.dtype).eps,
         )
+        good, lost = good & (independence > least_independence(eta.dtype)), ~jnp.all(jnp.isfinite(move))
+        move = jnp.where(lost, 0, move)
         return state._replace(
             params=add(state.params, (move, 0 * move)),
             back=matmul(state.back, factor),
             scale=scale,
             value=value,
             number=state.number + 1,
-            done=(good & (state.number > 0)) | ~jnp.all(jnp.isfinite(move)),
+            done=(good & (state.number > 0)) | lost,
             good=good,
         )
 

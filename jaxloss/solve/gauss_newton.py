@@ -21,7 +21,7 @@ from jaxloss.lift import curvature, irls_weight, slope, traits
 from jaxloss.reduce import hide
 from jaxloss.solve.term import at_probes
 
-__all__ = ["Factored", "Problem", "Rows", "factored", "inverse_factor"]
+__all__ = ["Factored", "Inverse", "Problem", "Rows", "factored", "inverse_factor"]
 
 Array = jax.Array
 
@@ -67,10 +67,9 @@ class Problem:
 
     def kinked(self) -> bool:
         """Whether the loss has a kink at a perfect fit."""
-        if not traits(self.loss).residual:
-            return False
-        function = unbound(self.loss)[0]
-        return bool(np.isinf(at_probes(irls_weight(function), function, np.zeros(1, np.float32))[0]))
+        function, _ = unbound(self.loss)
+        at_zero = np.zeros(1, np.float32)
+        return traits(function).residual and bool(np.isinf(at_probes(irls_weight(function), function, at_zero))[0])
 
     def steepness(self, flat: Array, share: Array) -> Array:
         """The `steepest` that rounds a kink off over this share of the mean size of the residuals."""
@@ -190,13 +189,26 @@ def factored(jacobian: Array, rows: Rows) -> Factored:
     return Factored(reduced[:, :count], reduced[:, count], jnp.where(inside, 0, slopes) @ jacobian)
 
 
-def inverse_factor(factor: Array, elements: int) -> tuple[Array, Array, Array]:
-    """The pseudo-inverse of a square factor, its columns scaled first; its rank; which parameters it leaves open."""
+class Inverse(NamedTuple):
+    """The pseudo-inverse of a square factor, its rank, and which parameters it leaves open.
+
+    null: directions that make no difference, as columns; 0 where there are no more.
+    """
+
+    matrix: Array
+    rank: Array
+    left_open: Array
+    null: Array
+
+
+def inverse_factor(factor: Array, elements: int) -> Inverse:
+    """By singular values, once the columns have been scaled."""
     norms = jnp.linalg.norm(factor, axis=0)
     norms = jnp.where(norms > 0, norms, 1)
     left, sizes, right = jnp.linalg.svd(factor / norms[None], full_matrices=False)
     epsilon = jnp.finfo(factor.dtype).eps
     found = sizes > epsilon * max(elements, sizes.size) * sizes[0]
     inverse = right.T @ (jnp.where(found, 1 / jnp.where(found, sizes, 1), 0)[:, None] * left.T) / norms[:, None]
-    left_open = jnp.sum(jnp.where(found[:, None], 0, right**2), axis=0) > jnp.sqrt(epsilon)
-    return inverse, found.sum(), left_open
+    null = jnp.where(found[None], 0, right.T)
+    left_open = jnp.sum(null**2, axis=1) > jnp.sqrt(epsilon)
+    return Inverse(inverse, found.sum(), left_open, null / norms[:, None])

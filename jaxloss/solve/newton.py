@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxloss.solve.certificate import ROUNDINGS, inverse_of, length_of_sum, rounding_of, settled
+from jaxloss.solve.certificate import ROUNDINGS, inverse_of, least_independence, length_of_sum, rounding_of, settled
 from jaxloss.solve.design import Design, hessian, matmul, summed, weighted_gram
 from jaxloss.solve.term import Term
 
@@ -183,6 +183,5 @@ def certified(term: Term, design: Design, target: Array, point: Point) -> Array:
     _, inverse, independence = inverse_of(point.matrix)
     params = matmul(design.back, point.phi)
     good, _ = settled(design.back, inverse, point.gradient, rounding, scatter, params, point.value)
-    # Where the coordinates depend on each other, the own unit of each cannot be seen in them.
-    eps = jnp.finfo(params.dtype).eps
-    return good & (independence > eps**0.25) & (unseen <= ROUNDINGS * eps * point.value)
+    told = unseen <= ROUNDINGS * jnp.finfo(params.dtype).eps * point.value
+    return good & told & (independence > least_independence(params.dtype))

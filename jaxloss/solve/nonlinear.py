@@ -162,21 +162,23 @@ def _certified(problem: Problem, flat: Array) -> Array:
 
     The rounding is that of targets and predictions, of these also what rounding each parameter does. What it does to
     the parameters grows with the condition of the problem, of which nothing is known beforehand: 11 digits of a float64
-    and 5 of a float32, or a share √ε of its standard error, are enough of a parameter. A direction that the
-    type cannot tell from one that makes no difference is left out.
+    and 5 of a float32, or a share √ε of its standard error, are enough of a parameter. A direction that makes no
+    difference but for rounding is left out; one that makes a little, too little to be followed, is not.
     """
     pred, jacobian, eps = problem.predict(flat), problem.jacobian(flat), jnp.finfo(flat.dtype).eps
     values, slopes, curvatures = problem.rows(pred)
     factor = factored(jacobian, Rows(values, slopes, curvatures)).factor
-    inverse, _, _ = inverse_factor(factor, len(values))
-    rows = jacobian @ inverse
+    inverse, _, _, null = inverse_factor(factor, len(values))
+    rows, weighted = jacobian @ inverse, jnp.sqrt(curvatures)[:, None] * jacobian
+    change, rounded = weighted @ null, jnp.abs(weighted) @ jnp.abs(null)
+    idle = jnp.all(jnp.linalg.norm(change, axis=0) <= 4 * eps * jnp.linalg.norm(rounded, axis=0))
     size = (jnp.abs(pred) + jnp.abs(problem.target)).ravel() + jnp.abs(jacobian) @ jnp.abs(flat)
     rounding, scatter = length_of_sum(rows, eps * curvatures * size), (rows * (slopes * slopes)[:, None]).T @ rows
     value = values.sum() + eps * jnp.sum(curvatures * size * size)  # of a perfect fit only rounding is left
     bars = float(eps) ** -0.28, float(eps) ** -0.5
     unit = jnp.eye(flat.size, dtype=flat.dtype)
     good, _ = settled(inverse, unit, slopes @ rows, rounding, scatter, flat, value, bars)
-    return good
+    return good & idle
 
 
 def _solve_tangent(linear: Callable, right: Array) -> Array:
@@ -191,7 +193,7 @@ def _covariance(problem: Problem, flat: Array) -> Array:
     pred, jacobian = problem.predict(flat), problem.jacobian(flat)
     values, slopes, curvatures = problem.values(pred), problem.slopes(pred), problem.curvatures(pred)
     model = factored(jacobian, Rows(values, slopes, jnp.maximum(curvatures, 0)))
-    inverse, rank, left_open = inverse_factor(model.factor, len(values))
+    inverse, rank, left_open, _ = inverse_factor(model.factor, len(values))
     count = jnp.sum(problem.weights > 0)
     freedom = count - rank
     if kind_of(unbound(problem.loss)[0]) is Kind.QUADRATIC:

@@ -7,7 +7,6 @@ shift (Chan, Golub and LeVeque 1983), never Σy² − nȳ²; an offset of 10⁶ 
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -25,6 +24,7 @@ from jaxloss.metrics.one_pass import SUMS, Entries, Piece, one_pass
 from jaxloss.metrics.wide_pass import wide_pass
 from jaxloss.metrics.worst import Worst
 from jaxloss.numerics.shards import gather_shards
+from jaxloss.numerics.stages import stage
 from jaxloss.numerics.sums import Compensated, total
 
 __all__ = ["ResidualStats"]
@@ -95,7 +95,7 @@ class ResidualStats(NamedTuple):
                     "pass one id per entry of the first axis"
                 )
         parts = {"moments": bool(moments), "histogram": bool(histogram), "worst": int(worst)}
-        return _of(pred, target, weights, where, rows, per_output=bool(per_output), **parts)
+        return _of(pred, target, weights, where, rows, bool(per_output), tuple(parts.items()))
 
     def merge(self, other: ResidualStats) -> ResidualStats:
         """The statistics of both data sets together."""
@@ -172,9 +172,9 @@ class ResidualStats(NamedTuple):
         return result
 
 
-@functools.partial(jax.jit, static_argnames=("per_output", "moments", "histogram", "worst"))
-def _of(pred, target, weights, where, rows, *, per_output, **parts):
-    shape = target.shape
+@stage(5, 6, light=True)
+def _of(pred, target, weights, where, rows, per_output, settings):
+    shape, parts = target.shape, dict(settings)
     pred = jnp.asarray(pred).astype(target.dtype)
     weights, where = (None if x is None else jnp.broadcast_to(x, shape) for x in (weights, where))
     if not per_output:

@@ -12,7 +12,7 @@ from jax.custom_batching import custom_vmap
 
 from jaxloss.numerics.order import power_of_two
 from jaxloss.numerics.pairs import Pair, add, multiply, two_sum
-from jaxloss.solve.stages import is_concrete, stage, unless
+from jaxloss.numerics.stages import is_concrete, stage, unless
 
 __all__ = [
     "Centred",

@@ -22,7 +22,7 @@ from jaxloss.contract import (
     unbound,
 )
 from jaxloss.lift import traits
-from jaxloss.solve.stages import FEW_ROWS, is_concrete
+from jaxloss.numerics.stages import FEW_ROWS, is_concrete
 
 __all__ = ["Rows", "by_column", "checked", "has_columns", "input_of"]
 

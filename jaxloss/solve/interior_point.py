@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxloss.numerics.stages import stage
 from jaxloss.solve.design import Design, hessian, matmul, summed
 from jaxloss.solve.newton import regress
-from jaxloss.solve.stages import stage
 from jaxloss.solve.vertex import Bounded, independent_rows
 
 __all__ = ["Dual", "Rest", "interior_point"]

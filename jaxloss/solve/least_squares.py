@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxloss.numerics.pairs import Pair, add, multiply, two_sum
+from jaxloss.numerics.stages import stage, unless
 from jaxloss.solve.design import (
     Centred,
     Factors,
@@ -26,7 +27,6 @@ from jaxloss.solve.design import (
     summed,
     summed_in_pairs,
 )
-from jaxloss.solve.stages import stage, unless
 
 __all__ = ["Solution", "least_squares", "unshifted"]
 

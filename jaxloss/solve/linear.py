@@ -18,6 +18,7 @@ from jaxloss.lift import traits
 from jaxloss.losses.residual import mse
 from jaxloss.numerics.order import median_places
 from jaxloss.numerics.pairs import Pair, two_sum
+from jaxloss.numerics.stages import FEW_ROWS, is_concrete, stage, unless
 from jaxloss.solve.certificate import polish
 from jaxloss.solve.derivatives import predictor, with_derivatives
 from jaxloss.solve.design import Design, matmul, with_design
@@ -28,7 +29,6 @@ from jaxloss.solve.linear_fit import LinearFit
 from jaxloss.solve.median import scale_of
 from jaxloss.solve.methods import METHODS, bounds_of, largest_gap
 from jaxloss.solve.preprocessing import sample
-from jaxloss.solve.stages import FEW_ROWS, is_concrete, stage, unless
 from jaxloss.solve.term import Kind, Term, kind_of
 from jaxloss.solve.vertex import descend_along_edges
 

@@ -12,13 +12,13 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
+from jaxloss.numerics.stages import stage
 from jaxloss.solve.design import Design, matmul
 from jaxloss.solve.found import Ended, Found
 from jaxloss.solve.interior_point import Dual
 from jaxloss.solve.newton import Reached, certified, descend
 from jaxloss.solve.newton_scale import descend_with_scale
 from jaxloss.solve.preprocessing import solve_piecewise_linear
-from jaxloss.solve.stages import stage
 from jaxloss.solve.start import start_of
 from jaxloss.solve.term import Kind, Term, kind_of
 from jaxloss.solve.vertex import Bounded

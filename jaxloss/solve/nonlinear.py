@@ -17,10 +17,10 @@ from jax.core import Tracer
 from jaxloss.contract import as_pytree, check_loss, dtype_of, loss_name, prepare, shown, unbound
 from jaxloss.lift import curvature
 from jaxloss.losses.residual import mse
+from jaxloss.numerics.stages import stage
 from jaxloss.solve.certificate import length_of_sum, settled
 from jaxloss.solve.damping import minimise, minimise_kinked
 from jaxloss.solve.gauss_newton import Problem, Rows, factored, inverse_factor
-from jaxloss.solve.stages import stage
 from jaxloss.solve.term import Kind, kind_of
 
 __all__ = ["NonlinearFit", "levenberg_marquardt"]

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxloss.numerics.order import smallest
+from jaxloss.numerics.stages import stage, unless, while_loop
 from jaxloss.solve.design import Design, matmul, summed
 from jaxloss.solve.interior_point import Dual, Rest, interior_point
 from jaxloss.solve.newton import regress
-from jaxloss.solve.stages import stage, unless, while_loop
 from jaxloss.solve.vertex import Bounded
 
 __all__ = ["sample", "solve_piecewise_linear"]

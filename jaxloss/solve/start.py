@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxloss.lift import traits
+from jaxloss.numerics.stages import unless
 from jaxloss.solve.design import Design, matmul
 from jaxloss.solve.interior_point import interior_point
 from jaxloss.solve.newton import Reached, regress
 from jaxloss.solve.preprocessing import sample
-from jaxloss.solve.stages import unless
 from jaxloss.solve.term import Kind, Term
 from jaxloss.solve.vertex import Bounded
 

@@ -8,6 +8,7 @@ are parts of one program.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,8 @@ __all__ = ["FEW_ROWS", "is_concrete", "stage", "unless", "while_loop"]
 
 FEW_ROWS = 2**14
 """Up to so many rows compiling takes longer than running, and programs are compiled the quick way."""
+FEW = 2**20
+"""The same of numbers."""
 QUICK = {"xla_cpu_use_fusion_emitters": False}
 """XLA's older code generator for loops compiles nearly twice as fast; what it makes can be a fifth slower."""
 QUICKEST = {**QUICK, "xla_backend_optimization_level": 0}
@@ -48,8 +51,9 @@ def stage(*static: int, light: bool = False) -> Callable[[Callable], Callable]:
 
         @functools.wraps(function)
         def run(*args: Any) -> Any:
-            rows = max((np.shape(leaf)[0] for leaf in jax.tree.leaves(args) if np.ndim(leaf)), default=0)
-            return (quick() if rows <= FEW_ROWS and is_concrete(args) else usual)(*args)
+            shapes = [np.shape(leaf) for leaf in jax.tree.leaves(args)]
+            few = all(math.prod(shape) <= FEW and (not shape or shape[0] <= FEW_ROWS) for shape in shapes)
+            return (quick() if few and is_concrete(args) else usual)(*args)
 
         return run
 

@@ -421,9 +421,11 @@ SHAPES = [(5, 1, 400), (12, 2, 400), (60, 3, 400), (400, 3, 400), (5000, 3, 400)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "dtype"), [("mae", np.float32), ("quantile", np.float64)])
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("mae", np.float32), ("quantile", np.float64), ("huber", np.float32), ("cauchy", np.float64)]
+)
 def test_converged_is_a_promise(name, dtype):
-    """Where the whole sweep is clean; of the other losses it still finds a few wrong fits in a thousand."""
+    """Some of the losses of the whole sweep; of poisson in float32 that still finds a few wrong objectives."""
     tally = sweep(name, dtype, [(5, 1, 60), (12, 2, 60), (60, 3, 40)])
     assert tally[3] == tally[4] == 0
     assert tally[5] <= 0.02 * tally[1]

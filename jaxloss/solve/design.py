@@ -273,6 +273,7 @@ def hessian(design: Design, bend: Array) -> Array:
 
 
 def _gram_alone(rows: Array, bend: Array) -> Array:
+    """Σ bend·row·rowᵀ over the rows."""
     return matmul((rows * bend[:, None]).T, rows)
 
 

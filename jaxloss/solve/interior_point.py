@@ -193,7 +193,8 @@ def _predict_and_correct(problem: _Problem, state: _State) -> tuple[Array, Array
         both, share = jnp.minimum(primal, dual), jnp.where(number == 0, 1, SHARE)
         primal, dual = (jnp.minimum(1, share * jnp.where(problem.tied, both, one)) for one in (primal, dual))
         new = (phi + primal * move, y + dual * turn, above + primal * rise, below + primal * fall)
-        after = jnp.sum((problem.high - new[1]) * new[2]) + jnp.sum((new[1] - problem.low) * new[3])
+        # Not from the new y, whose rounding beside a heavy row's bound can be all of a light row's room.
+        after = jnp.sum((up - dual * turn) * new[2]) + jnp.sum((down + dual * turn) * new[3])
         centre = mean * (after / (2 * len(y) * mean)) ** 3
         return centre + turn * rise, centre - turn * fall, *new
 
@@ -215,7 +216,7 @@ def _to_vertex(problem: _Problem, state: _State) -> Dual:
     """The vertex nearby, if it is no worse, in the units of the data."""
     inside, target, low, high = problem[:4]
     eps, found = jnp.finfo(target.dtype).eps, _as_given(problem, state)
-    vertex, chosen, inverse = _vertex(inside, target, state.phi, found.give)
+    vertex, chosen, inverse = _vertex(inside, target, state.phi, jnp.where(problem.present, problem.give(state), 0))
     residual = problem.residual(vertex)
     value = problem.objective(vertex, residual)
     better = value <= state.value * (1 + 8 * eps) + eps * problem.floor

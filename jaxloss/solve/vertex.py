@@ -52,11 +52,13 @@ class _State(NamedTuple):
     """The rows that are met, one a coordinate."""
     moved: Array
     """Whether the last step went to another vertex."""
+    done: Array
 
 
 def independent_rows(basis: Array, give: Array) -> Array:
     """As many rows of the basis as it has coordinates, chosen by elimination: first those that give way most."""
     count, eps = basis.shape[1], jnp.finfo(basis.dtype).eps
+    give = jnp.maximum(give, eps * eps * jnp.max(give))  # rows at a bound give way by nothing, and can be needed still
     weighted = basis * jnp.sqrt(give)[:, None]
     # Of a row that depends on the chosen ones only rounding is left, which can be more than all of a light row.
     rounding = jnp.square(64 * eps) * jnp.sum(weighted * weighted, axis=1)
@@ -95,6 +97,7 @@ def descend_along_edges(rows: Bounded, columns: Pair, back: Array, active: Array
         factors = jnp.column_stack([to_params, params[0]]), jnp.column_stack([0 * to_params, params[1]])
         product = matmul_of_pairs(columns, factors, aims.at[chosen, :-1].add(jnp.where(both, -unit, 0)))
         rounding = jnp.where(both, product[chosen, :-1], 0)
+        independent = jnp.max(jnp.abs(rounding)) <= eps ** (1 / 3)  # of the chosen rows
         correction = matmul(rounding, rounding) - rounding
         edges, off = product[:, :-1] + matmul(product[:, :-1], correction), jnp.where(active, product[chosen, -1], 0)
 
@@ -123,22 +126,23 @@ def descend_along_edges(rows: Bounded, columns: Pair, back: Array, active: Array
         move = jnp.where(moved, times[after] * jnp.where(room < 0, 1, -1) * unit[worst], 0) - off
         move = matmul(to_params, move + matmul(correction, move))
         sizes = jnp.abs(rows.target) + matmul(jnp.abs(edges), jnp.where(active, jnp.abs(rows.target[chosen]), 0))
+        still = ~moved & ~state.moved
         vertex = Vertex(
             add(params, (move, 0 * move)),
             jnp.sum(side * residual),
             side.at[chosen].add(jnp.where(active, met, 0)),
             chosen_rows,
             state.vertex.number + 1,
-            ~moved & ~state.moved & jnp.all(jnp.isfinite(move)),
-            jnp.any(others & (jnp.abs(residual) <= eps**1.5 * sizes)),
+            independent & still & jnp.all(jnp.isfinite(move)),
+            independent & jnp.any(others & (jnp.abs(residual) <= eps**1.5 * sizes)),
         )
-        return _State(vertex, jnp.where(moved, chosen.at[worst].set(after), chosen), moved)
+        return _State(vertex, jnp.where(moved, chosen.at[worst].set(after), chosen), moved, still)
 
     def going(state: _State) -> Array:
         vertex = state.vertex
-        return ~vertex.good & (vertex.number < STEPS) & jnp.all(jnp.isfinite(vertex.params[0]))
+        return ~state.done & (vertex.number < STEPS) & jnp.all(jnp.isfinite(vertex.params[0]))
 
     nothing, no = jnp.zeros_like(rows.target), jnp.asarray(False)
     nowhere = jnp.asarray(jnp.inf, params.dtype)
     start = Vertex((params, 0 * params), nowhere, nothing, nothing, jnp.asarray(0), no, no)
-    return lax.while_loop(going, step, _State(start, independent_rows(basis, give), ~no)).vertex
+    return lax.while_loop(going, step, _State(start, independent_rows(basis, give), ~no, no)).vertex

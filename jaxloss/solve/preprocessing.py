@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxloss.numerics.order import smallest
-from jaxloss.numerics.stages import stage, unless, while_loop
+from jaxloss.numerics.stages import FEW_ROWS, is_concrete, stage, unless, while_loop
 from jaxloss.solve.design import Design, matmul, summed
 from jaxloss.solve.interior_point import Dual, Rest, interior_point
 from jaxloss.solve.newton import regress
@@ -63,7 +63,7 @@ def solve_piecewise_linear(design: Design, rows: Bounded, tolerance: float) -> D
     """`interior_point` of all rows, by way of fewer where there are many."""
     total, count = design.rows.shape
     few = math.ceil((count * total) ** (2 / 3))
-    if 4 * few > total:
+    if 4 * few > total or (is_concrete(rows) and total <= FEW_ROWS):  # compiling the rounds costs more than they save
         return interior_point(design, rows, tolerance)
     first, share, start = _first(design, rows, few)
 

@@ -7,6 +7,11 @@ another number of rows, and the first call of a second process that finds the pr
 compilation cache. Beside it stands the first call of the fastest peer that solves the same problem (scikit-learn,
 statsmodels or SciPy, with the objective of its answer above ours, relative), and, as a yardstick for a busy machine,
 the first call of `jnp.linalg.lstsq` on the same data in the same process.
+
+Answer, on two idle cores, 10,000 × 10 in float64, in seconds: least squares 0.78, Huber 1.45 (with its scale 1.58),
+Poisson 1.35, Tukey with its scale 1.80, a median 1.73, levenberg_marquardt 1.37, diagnose 0.61, where lstsq takes 0.2
+to 0.3. Another number of rows takes no longer than the next call, 0.005 to 0.03, but for the last two. With the cache
+a second process waits 0.4 to 1.1. Peers take 0.004 to 0.065 at once, at objectives up to 1e-9 above.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ tight tolerances, in one process; the shortest of a few runs counts, compilation
 that of jaxloss's loss at both coefficients. Then one loss of each kind is timed as the rows grow.
 
 Answer, on two idle cores: as fast as the peer times, at an objective the same to 1e-15: least squares 1.6, Huber 4.0,
-Poisson 1.8, the median (10,000 × 10) 446; Huber and Tukey with the scale from the median 18 and 17 (100,000 × 20), at
+Poisson 1.8, the median (10,000 × 10) 2.2; Huber and Tukey with the scale from the median 18 and 17 (100,000 × 20), at
 the same scale to 1e-12; 1000 bootstrap fits in one call 57. In other runs of that day Huber 4 to 5, Poisson 1.3 to 1.8,
 the bootstrap 38 to 57. From 10,000 to 1,000,000 rows the time grows with a power between 0.8 and 1.04 of their number.
 """

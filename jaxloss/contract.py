@@ -6,6 +6,7 @@ starts inside JAX.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Mapping
@@ -20,9 +21,9 @@ from jax.tree_util import Partial
 
 __all__ = [
     "ABOVE_MINUS_ONE", "NONNEGATIVE", "OPEN_UNIT", "POSITIVE", "REAL", "Domain", "Lifted", "PointwiseLoss",
-    "Prediction", "ShapeError", "as_pytree", "check_inputs", "check_loss", "check_number", "check_settings",
-    "check_support", "check_where", "computing_dtype", "dtype_of", "event_rank", "is_host_value", "loss_name",
-    "loss_shape", "prepare", "require_broadcastable", "require_function", "require_settings", "shown",
+    "Prediction", "ShapeError", "as_arrays", "as_pytree", "check_inputs", "check_loss", "check_number",
+    "check_settings", "check_support", "check_where", "computing_dtype", "dtype_of", "event_rank", "is_host_value",
+    "loss_name", "loss_shape", "prepare", "require_broadcastable", "require_function", "require_settings", "shown",
     "to_dtype", "unbound",
 ]  # fmt: skip
 
@@ -100,6 +101,24 @@ class Prediction:
 def is_host_value(value: Any) -> bool:
     """Whether reading the value costs nothing: a Python or NumPy number, not a traced or device array."""
     return not isinstance(value, jax.Array)
+
+
+def as_arrays(*values: Any) -> tuple[Any, ...]:
+    """The values, with whatever holds an array, as the columns of a table and tensors on the CPU do, as NumPy's."""
+    known = jax.Array | np.ndarray
+    return tuple(
+        value if value is None or isinstance(value, known) else jax.tree.map(_array, value) for value in values
+    )
+
+
+def _array(value: Any) -> Any:
+    if isinstance(value, jax.Array | np.ndarray | np.generic) or not hasattr(value, "__array__"):
+        return value
+    array = np.asarray(value)
+    if array.dtype == object:  # columns of numbers and of booleans, say
+        with contextlib.suppress(TypeError, ValueError):
+            return np.asarray(value, np.float64)
+    return array
 
 
 def to_dtype(value: Any, dtype: Any) -> Any:

@@ -20,6 +20,7 @@ from jaxloss.contract import (
     Domain,
     Lifted,
     PointwiseLoss,
+    as_arrays,
     check_inputs,
     check_settings,
     event_rank,
@@ -154,6 +155,7 @@ def pointwise(
 
     @functools.wraps(function)
     def loss(pred, target, *, weights=None, where=None, axis=None, reduction="mean", **settings):
+        pred, target, weights, where = as_arrays(pred, target, weights, where)
         dtype, weights, shape = check_inputs(name, pred, target, weights, where, event_ndim)
         settings = _prepare_settings(lifted, settings, shape, dtype)
         if is_host_value(target):
@@ -253,6 +255,7 @@ def _lift_derivative(loss: Loss, kind: str) -> Callable[..., Any]:
     def derivative(pred: Any, target: Any, **settings: Any) -> Any:
         if kind != "slope" and not jax.tree_util.all_leaves([pred]):
             raise TypeError(f"{name}: only where the prediction is one array, got {type(pred).__name__}")
+        pred, target = as_arrays(pred, target)
         dtype, _, shape = check_inputs(name, pred, target, None, None, lifted.event_ndim)
         settings = _prepare_settings(lifted, {**bound, **settings}, shape, dtype)
         return compiled(pred, to_dtype(target, dtype), settings)

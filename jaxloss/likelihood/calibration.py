@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxloss.contract import OPEN_UNIT, ShapeError, check_settings, prepare
+from jaxloss.contract import OPEN_UNIT, ShapeError, as_arrays, check_settings, prepare
 from jaxloss.likelihood.distribution import Distribution
 from jaxloss.reduce import Axis, check_reduction, hide
 
@@ -109,6 +109,7 @@ def _cdf_at_and_before(dist: Distribution, target: Any) -> tuple[Array, Array]:
 
 def _shares(name: str, values: Array, dist: Distribution, target: Any, weights: Any, where: Any, axis: Axis) -> Array:
     """Σw·value/Σw over the axes of the target; values have one axis more, which stays."""
+    target, weights, where = as_arrays(target, weights, where)
     target, weights, shape = prepare(name, dist, target, weights, where)
     axes = check_reduction(name, "mean", axis, len(shape))
     each = jnp.ones(shape, target.dtype) if weights is None else jnp.broadcast_to(weights, shape)

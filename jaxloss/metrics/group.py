@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxloss.contract import prepare
+from jaxloss.contract import as_arrays, prepare
 from jaxloss.reduce import check_reduction, hide, total_weight
 
 __all__ = ["Group", "pooled"]
@@ -97,6 +97,7 @@ def pooled(function: Callable) -> Callable[..., jax.Array]:
 
     @functools.wraps(function)
     def score(pred, target, *, weights=None, where=None, axis=None):
+        pred, target, weights, where = as_arrays(pred, target, weights, where)
         target, weights, shape = prepare(name, pred, target, weights, where)
         axes = check_reduction(name, "mean", axis, len(shape))
         return compiled(pred, target, weights, where, function=function, axes=axes)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxloss.contract import ShapeError, prepare
+from jaxloss.contract import ShapeError, as_arrays, prepare
 from jaxloss.metrics import histogram as bins
 from jaxloss.metrics import worst as worst_rows
 from jaxloss.metrics.moments import PRODUCTS, VARIABLES, Moments, combine_moments
@@ -83,6 +83,7 @@ class ResidualStats(NamedTuple):
         overflows, is counted as `nonfinite`, listed first among the worst rows, and enters no other statistic.
         In float32, residuals from 1e-18 to 1e18 have squares.
         """
+        pred, target, weights, where, rows = as_arrays(pred, target, weights, where, rows)
         target, weights, shape = prepare("ResidualStats.of", pred, target, weights, where)
         if per_output and not shape:
             raise ShapeError("ResidualStats.of: per_output needs an axis of rows, got target of shape ()")

@@ -20,6 +20,7 @@ from jax import lax
 from jaxloss.contract import (
     NONNEGATIVE,
     PointwiseLoss,
+    as_arrays,
     check_loss,
     check_settings,
     loss_name,
@@ -48,6 +49,7 @@ def rmse(
     >>> jax.grad(rmse)(jnp.ones(2), jnp.ones(2)).tolist()
     [0.0, 0.0]
     """
+    pred, target, weights, where = as_arrays(pred, target, weights, where)
     target, weights, shape = prepare("rmse", pred, target, weights, where)
     check_settings("rmse", {"eps": eps}, {"eps": 0.0}, {"eps": NONNEGATIVE})
     axes = check_reduction("rmse", "mean", axis, len(shape))

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxloss.contract import prepare
+from jaxloss.contract import as_arrays, prepare
 
 __all__ = [
     "Entries",
@@ -86,6 +86,7 @@ def entries_of(name: str, pred: Any, target: Any, weights: Any, where: Any) -> E
     """All entries, pooled."""
     if not jax.tree_util.all_leaves([pred]):
         raise TypeError(f"{name}: pred must be one array, got {type(pred).__name__}: pass its .mean")
+    pred, target, weights, where = as_arrays(pred, target, weights, where)
     _, _, shape = prepare(name, pred, target, weights, where)
     pred, target = np.asarray(pred, np.float64), np.asarray(target, np.float64)
     with np.errstate(over="ignore", invalid="ignore"):

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from jaxloss.contract import ShapeError, prepare
+from jaxloss.contract import ShapeError, as_arrays, prepare
 from jaxloss.plots import residuals
 from jaxloss.plots.canvas import BLACK, GRAY, new_axes
 from jaxloss.plots.entries import Entries, entries_of
@@ -42,6 +42,7 @@ def residual_panel(
     >>> len(figure.axes)
     6
     """
+    pred, target, weights, where = as_arrays(pred, target, weights, where)
     _, _, shape = prepare("residual_panel", pred, target, weights, where)
     number = shape[-1] if len(shape) > 1 else 1
     if number > OUTPUTS:

@@ -12,6 +12,7 @@ import numpy as np
 from jaxloss.contract import (
     Domain,
     ShapeError,
+    as_arrays,
     check_loss,
     check_number,
     check_where,
@@ -24,7 +25,7 @@ from jaxloss.contract import (
 from jaxloss.lift import traits
 from jaxloss.numerics.stages import FEW_ROWS, is_concrete
 
-__all__ = ["Rows", "by_column", "checked", "has_columns", "input_of"]
+__all__ = ["Rows", "by_column", "checked", "has_columns", "input_of", "names_of"]
 
 Array = jax.Array
 GRID = (1, 1.25, 1.5, 1.75, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9, 10)
@@ -41,15 +42,27 @@ class Rows(NamedTuple):
     l2: Array
 
 
+def names_of(x: Any) -> tuple[str, ...] | None:
+    """The names of a table's columns; None of an array."""
+    columns = getattr(x, "columns", None)
+    return None if columns is None else tuple(map(str, columns))
+
+
 def input_of(name: str, x: Any) -> Array:
-    """The rows as an array of real floats, (n, d); raises for anything else."""
+    """The rows as an array of floats, (n, d), of whole numbers and booleans too; raises for anything else."""
+    names, (x,) = names_of(x), as_arrays(x)
+    if names and x.dtype == object:
+        text = [column for column, values in zip(names, x.T) if any(isinstance(value, str) for value in values)]
+        raise TypeError(f"{name}: columns {', '.join(text or names)} of x hold more than numbers: drop or encode them")
     dtype = dtype_of(name, "x", x, "an array of real numbers, (rows, columns)")
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(f"{name}: x has dtype {dtype}; it must be real and floating-point: pass x.astype(float)")
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        raise TypeError(f"{name}: x has dtype {dtype}; it must be real: pass its .real and .imag as columns")
     shape = jnp.shape(x)
     if len(shape) != 2:
         repair = "pass x[:, None] for one column" if len(shape) == 1 else "flatten all axes but the first"
         raise ShapeError(f"{name}: x has shape {shape}; it must be (rows, columns): {repair}")
+    if not jnp.issubdtype(dtype, jnp.floating):
+        x = x.astype(jnp.result_type(float))
     x = x if isinstance(x, jax.Array) else jax.device_put(np.asarray(x))  # `jnp.asarray` compiles a program a shape
     return x if x.dtype.itemsize >= 4 else x.astype(jnp.float32)
 
@@ -63,8 +76,7 @@ def checked(
     known = traits(function)
     if function.lifted.event_ndim:
         raise TypeError(f"{name}: {loss_name(loss)} compares vectors; a linear fit needs a loss of one number")
-    given = x
-    x = input_of(name, x)
+    x, (given, target, weights, where) = input_of(name, x), as_arrays(x, target, weights, where)
     dtype_of(name, "target", target)
     shape = jnp.shape(target)
     if len(shape) not in (1, 2) or shape[0] != x.shape[0]:

@@ -23,7 +23,7 @@ from jaxloss.solve.certificate import polish
 from jaxloss.solve.derivatives import predictor, with_derivatives
 from jaxloss.solve.design import Design, matmul, with_design
 from jaxloss.solve.found import Ended, Found
-from jaxloss.solve.inputs import Rows, by_column, checked, has_columns
+from jaxloss.solve.inputs import Rows, by_column, checked, has_columns, names_of
 from jaxloss.solve.least_squares import Solution, least_squares, unshifted
 from jaxloss.solve.linear_fit import LinearFit
 from jaxloss.solve.median import scale_of
@@ -52,9 +52,10 @@ def solve_linear(
 ) -> LinearFit:
     """Minimise Σwℓ(x·coef + intercept, target) + ½·l2·‖coef‖² over coef and intercept; exactly.
 
-    x: (n, d), floating; (n, 0) for an intercept alone: a location, a median, a rate. target: (n,), or (n, k) for k
-    outputs. loss: made by `pointwise`, with its settings bound by `Partial`; a setting may be a number, one for each
-    output, or (n, 1). A vector of settings with one target fits each: `Partial(quantile, level=jnp.array([0.1, 0.9]))`.
+    x: (n, d), an array or a table such as a pandas DataFrame, whose columns the fit then names; (n, 0) for an intercept
+    alone: a location, a median, a rate. target: (n,), or (n, k) for k outputs. loss: made by `pointwise`, with its
+    settings bound by `Partial`; a setting may be a number, one for each output, or (n, 1). A vector of settings with
+    one target fits each: `Partial(quantile, level=jnp.array([0.1, 0.9]))`.
     weights ≥ 0, where: scalars, or of the target's rank with each axis equal or 1. l2 ≥ 0: a number, or one for each
     output; the intercept is free of it.
     scale_estimator: "mad" estimates the scale s = median|r|/0.674489750196 of the residuals with the coefficients, and
@@ -90,7 +91,7 @@ def solve_linear(
     if scale_estimator and (not known.residual or kind_of(function) is Kind.LINEAR):
         raise ValueError(f"{name}: scale_estimator is for smooth losses of pred − target; leave it out")
     found = _solve(function, bool(intercept), scale_estimator is not None, rows)
-    fit = dataclasses.replace(found, loss=Partial(function, **rows.settings))
+    fit = dataclasses.replace(found, loss=Partial(function, **rows.settings), names=names_of(x))
     if is_concrete(fit):
         _warn(name, fit, rows.x.shape[1] + bool(intercept))
     return fit

@@ -14,7 +14,7 @@ from jax.tree_util import Partial
 
 from jaxloss.contract import ShapeError, loss_name
 from jaxloss.solve.design import centred, factors_of, matmul
-from jaxloss.solve.inputs import Rows, by_column, checked, input_of
+from jaxloss.solve.inputs import Rows, by_column, checked, input_of, names_of
 from jaxloss.solve.term import Kind, Term, kind_of, mean_of
 
 __all__ = ["LinearFit"]
@@ -36,7 +36,7 @@ class LinearFit:
     tell, as for a group of rows whose weight is lost beside that of others, it is False.
     rank: of the columns and the intercept's; below their number, the coefficients are the least of many (in norm).
     gap: how far the objective can be above the least possible, relative; for piecewise-linear losses, else 0.
-    loss: the loss with its settings.
+    loss: the loss with its settings. names: those of the columns, if x was a table.
     """
 
     coef: Array
@@ -48,6 +48,7 @@ class LinearFit:
     rank: Array
     gap: Array
     loss: Partial
+    names: tuple[str, ...] | None = dataclasses.field(default=None, metadata={"static": True})
 
     def predict(self, x: Any) -> Array:
         """The prediction for rows x, (m, d): (m,), or (m, k). For a loss of positive predictions it is the mean.
@@ -57,6 +58,12 @@ class LinearFit:
         >>> round(float(fit.predict(jnp.array([[10.0]]))[0]), 3)
         21.0
         """
+        names = names_of(x)
+        if names != self.names and names and self.names:
+            raise ValueError(
+                f"predict: x has columns {', '.join(names)}; the model was fitted to {', '.join(self.names)}: "
+                "pass x[list(fit.names)]"
+            )
         x = input_of("predict", x)
         if x.shape[1] != self.coef.shape[0]:
             raise ShapeError(
@@ -111,6 +118,7 @@ class LinearFit:
         """
         errors = np.atleast_2d(np.asarray(self.standard_errors(x, target, **more)))
         estimates = np.asarray(self.coef).reshape(len(self.coef), -1).T
+        wide = max(12, *(len(name) + 2 for name in self.names or [""]))
         parts = []
         for number, (coef, error) in enumerate(zip(estimates, errors, strict=True)):
             own = [float(np.ravel(field)[number]) for field in (self.intercept, self.objective, self.scale)]
@@ -120,11 +128,12 @@ class LinearFit:
             rank, steps = (int(np.ravel(field)[number]) for field in (self.rank, self.iterations))
             lines = [
                 f"{named}, {len(x)} rows, rank {rank}: objective {own[1]:.6g}{scaled}, {went} in {steps} steps",
-                f"{'':12}{'estimate':>12} {'std. error':>12} {'ratio':>12}",
+                f"{'':{wide}}{'estimate':>12} {'std. error':>12} {'ratio':>12}",
             ]
-            labels = [f"coef[{place}]" for place in range(len(coef))] + ["intercept"] * (len(error) > len(coef))
+            labels = [*(self.names or (f"coef[{place}]" for place in range(len(coef))))]
+            labels += ["intercept"] * (len(error) > len(coef))
             for label, value, spread in zip(labels, [*coef, own[0]], error, strict=False):
-                lines.append(f"{label:12}{value:12.4g} {spread:12.4g} {value / spread if spread else np.inf:12.4g}")
+                lines.append(f"{label:{wide}}{value:12.4g} {spread:12.4g} {value / spread if spread else np.inf:12.4g}")
             parts.append("\n".join(lines))
         return "\n\n".join(parts)
 

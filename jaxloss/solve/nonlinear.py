@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 from jax.core import Tracer
 
-from jaxloss.contract import as_pytree, check_loss, dtype_of, loss_name, prepare, shown, unbound
+from jaxloss.contract import as_arrays, as_pytree, check_loss, dtype_of, loss_name, prepare, shown, unbound
 from jaxloss.lift import curvature
 from jaxloss.losses.residual import mse
 from jaxloss.numerics.stages import stage
@@ -113,6 +113,7 @@ def levenberg_marquardt(
     dtype = _computing_dtype(name, apply, params, x)
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params)
     pred = jax.eval_shape(apply, params, x)
+    target, weights, where = as_arrays(target, weights, where)
     target, weights, _ = prepare(name, pred.update(dtype=dtype), target, weights, where)
     _check_values(name, params, x, target, weights, where)
     with jax.default_matmul_precision("highest"):

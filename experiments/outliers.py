@@ -126,11 +126,10 @@ def compare(config: Config, drawn: Houses, optimizers: list[Any]) -> dict[str, A
     units = Standardizer.fit(drawn.area)
     x, y = units.transform(drawn.area).astype(np.float32), (drawn.price / UNIT).astype(np.float32)
 
-    def best(params: Any, loss: Callable | None, objective: Callable | None = None) -> Any:
-        """The fit, over learning rates, with the lowest loss at the end."""
-        apply = None if objective else line
-        data = {"loss": loss, "objective": objective, "epochs": config.epochs}
-        fits = [fit(apply, params, (x, y), optimizer=optimizer, **data) for optimizer in optimizers]
+    def best(params: Any, loss: Callable | None, model: Callable = line) -> Any:
+        """The fit, over learning rates, with the lowest loss at the end; without a loss the model is an objective."""
+        settings = {"loss": loss, "epochs": config.epochs}
+        fits = [fit(model, params, (x, y), optimizer=optimizer, **settings) for optimizer in optimizers]
         return min(fits, key=lambda result: np.nan_to_num(result.history["loss"][-1], nan=np.inf)).params
 
     def look(params: Any) -> Diagnosis:

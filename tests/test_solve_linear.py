@@ -375,7 +375,7 @@ BAD = {
     ),
     "lengths": (lambda x, y: solve_linear(x, y[:-1]), r"\(60, 3\).*\(59,\)"),
     "1-D x": (lambda x, y: solve_linear(y, y), r"x\[:, None\]"),
-    "integers": (lambda x, y: solve_linear(x.astype(int), y), "astype"),
+    "complex": (lambda x, y: solve_linear(x.astype(complex), y), "must be real"),
     "negative weights": (lambda x, y: solve_linear(x, y, weights=-np.ones(60)), "at least 0, got -1"),
     "weights' shape": (lambda x, y: solve_linear(x, y[:, None], weights=np.ones(60)), r"weights\[:, None\]"),
     "level": (lambda x, y: solve_linear(x, y, Partial(quantile, level=1.5)), "level must be strictly between 0 and 1"),
